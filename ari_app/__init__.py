@@ -1,0 +1,1 @@
+"""trunkbridge's control plane: call lifecycle over ARI, placement, trunks, records, and the command line."""

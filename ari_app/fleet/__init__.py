@@ -1,0 +1,1 @@
+"""Which media worker carries which call."""

@@ -1,0 +1,271 @@
+"""The whole configuration file: what the gateway reads (`audiosocket.settings`) and the control plane's sections.
+
+`load` is the one way in. It checks shape and values first, then what only the whole can show: a route that names no
+application, a trunk without codecs, two trunks that claim the same address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
+from audiosocket.settings import HostPort, NodeSettings
+
+MAX_CUSTOM_PARAMETERS = 3
+MAX_CUSTOM_PARAMETER_CHARACTERS = 256
+
+
+class Codec(StrEnum):
+    """Codecs that a trunk may carry."""
+
+    ULAW = "ulaw"
+    ALAW = "alaw"
+
+
+class AriSettings(Settings):
+    """Asterisk's REST interface."""
+
+    listen: HostPort = "127.0.0.1:8088"
+    """Where Asterisk's HTTP server listens, and where the controller finds it."""
+    username: Name = "trunkbridge"
+    password: Secret
+    timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
+    """Limit of one request."""
+
+
+class AmiSettings(Settings):
+    """Asterisk's Manager Interface, for the operator's commands."""
+
+    listen: HostPort = "127.0.0.1:5038"
+    username: Name = "trunkbridge"
+    password: Secret
+
+
+class RtpRange(Settings):
+    """UDP ports for RTP; Asterisk takes two a call leg."""
+
+    first: Annotated[int, Field(ge=1024, le=65534)] = 10000
+    last: Annotated[int, Field(ge=1025, le=65535)] = 59999
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RtpRange:
+        if self.last - self.first < 3:
+            raise ValueError(f"the range {self.first}-{self.last} holds less than one call: widen it")
+        return self
+
+
+class AsteriskSettings(Settings):
+    """The Asterisk of this PBX node."""
+
+    app: Name = "trunkbridge"
+    """Name of the Stasis application."""
+    ari: AriSettings
+    ami: AmiSettings
+    sip_listen: HostPort = "0.0.0.0:5060"
+    """UDP address of the PJSIP transport."""
+    external_address: str | None = None
+    """Address that the trunk sees, when it is not the one listened on."""
+    local_networks: list[str] = Field(default_factory=list)
+    """Networks (CIDR) that are reached without `external_address`."""
+    rtp: RtpRange = RtpRange()
+    fallback_prompt: Annotated[str, Field(pattern=r"^[A-Za-z0-9_/-]{1,80}$")] = "please-try-call-later"
+    """Sound that a caller hears when the controller is away."""
+    fallback_extension: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,40}$")] | None = None
+    """Extension in the dialplan's `trunkbridge-fallback` context to continue at, after the prompt."""
+
+    @field_validator("external_address")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None:
+            ipaddress.ip_address(value)
+        return value
+
+    @field_validator("local_networks")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        for network in value:
+            ipaddress.ip_network(network)
+        return value
+
+
+class TrunkSettings(Settings):
+    """A SIP trunk, recognised by the addresses that it calls from."""
+
+    identify: Annotated[list[str], Field(min_length=1)]
+    """Addresses or networks (CIDR) of the carrier."""
+    codecs: Annotated[list[Codec], Field(min_length=1)] = [Codec.ALAW, Codec.ULAW]
+    country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "IN"
+    """ISO 3166 country in whose national format the trunk may give numbers."""
+    max_calls: Annotated[int, Field(ge=1, le=10000)] | None = None
+    """Calls at once that the trunk was bought for."""
+    contact: HostPort | None = None
+    """The carrier's SIP address, watched with OPTIONS when `qualify_seconds` is set."""
+    qualify_seconds: Annotated[int, Field(ge=0, le=3600)] = 0
+    rtp_timeout_seconds: Annotated[int, Field(ge=0, le=3600)] = 60
+    """A caller who sends no RTP for so long is hung up; 0: never."""
+
+    @field_validator("identify")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        for network in value:
+            ipaddress.ip_network(network)
+        return value
+
+    @model_validator(mode="after")
+    def _qualify(self) -> TrunkSettings:
+        if self.qualify_seconds and self.contact is None:
+            raise ValueError("qualify_seconds needs contact: the address to send OPTIONS to")
+        return self
+
+
+class PhoneSettings(Settings):
+    """A softphone that registers with a password, to try the system by hand."""
+
+    password: Secret
+    caller_id: Annotated[str, Field(pattern=r"^\+[1-9][0-9]{6,14}$")] = "+919000000000"
+
+
+class ApplicationSettings(Settings):
+    """An AI voice application."""
+
+    url: Annotated[str, Field(max_length=600)]
+    """ws:// or wss:// URL. Credentials belong in `credentials`, not here."""
+    dialect: Literal["exotel"] = "exotel"
+    dialect_options: dict[str, Any] = Field(default_factory=dict)
+    """Switches of the dialect, see docs/protocol-exotel.md."""
+    credentials: Secret | None = None
+    """`KEY:TOKEN`, sent as HTTP Basic authorization."""
+    account_sid: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")] = "trunkbridge"
+    custom_parameters: dict[str, str] = Field(default_factory=dict)
+    connect_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0
+    """Limit of one WebSocket handshake. Exotel documents 10 s."""
+    connect_attempts: Annotated[int, Field(ge=1, le=5)] = 2
+    """Exotel documents one automatic retry."""
+    playout_max_seconds: Annotated[float, Field(ge=1, le=3600)] = 300.0
+    """How much audio the application may send ahead."""
+    message_max_bytes: Annotated[int, Field(ge=4096, le=16_777_216)] = 1_048_576
+
+    @field_validator("url")
+    @classmethod
+    def _websocket(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise ValueError("expected a ws:// or wss:// URL with a host")
+        if parts.username or parts.password:
+            raise ValueError("the URL carries credentials: move them to credentials: {file: PATH}")
+        if parts.fragment:
+            raise ValueError("a WebSocket URL has no #fragment")
+        return value
+
+    @field_validator("account_sid")
+    @classmethod
+    def _not_twilio(cls, value: str) -> str:
+        if value.upper().startswith("AC") and len(value) == 34:
+            raise ValueError("looks like a Twilio account id, which applications take for Twilio's protocol")
+        return value
+
+    @field_validator("custom_parameters")
+    @classmethod
+    def _few(cls, value: dict[str, str]) -> dict[str, str]:
+        if len(value) > MAX_CUSTOM_PARAMETERS:
+            raise ValueError(f"Exotel allows {MAX_CUSTOM_PARAMETERS} custom parameters, found {len(value)}")
+        if sum(len(key) + len(text) for key, text in value.items()) > MAX_CUSTOM_PARAMETER_CHARACTERS:
+            raise ValueError(f"Exotel allows {MAX_CUSTOM_PARAMETER_CHARACTERS} characters of custom parameters in all")
+        return value
+
+
+_DID = re.compile(r"^(\*|\+[1-9][0-9]{6,14}|[0-9]{2,15})$")
+
+
+class RouteSettings(Settings):
+    """Which application answers which number."""
+
+    did: str
+    """A number in E.164 (+918000000002), a short number as dialled (1000), or `*` for any other."""
+    application: Name
+    trunks: list[Name] = Field(default_factory=list)
+    """Trunks that the route holds for; empty: all, and softphones."""
+    media_format: Literal["trunk", "slin", "ulaw", "alaw"] = "trunk"
+    """What Asterisk sends the worker; `trunk`: the trunk's first codec, which spares Asterisk a transcode."""
+    max_seconds: Annotated[int, Field(ge=1, le=14400)] = 3600
+    """The longest that a call may take. Exotel documents 60 minutes a stream."""
+
+    @field_validator("did")
+    @classmethod
+    def _number(cls, value: str) -> str:
+        if not _DID.match(value):
+            raise ValueError("expected +E.164, a short number of 2 to 15 digits, or *")
+        return value
+
+
+class ControllerSettings(Settings):
+    """The call controller."""
+
+    max_calls: Annotated[int, Field(ge=1, le=10000)] = 1000
+    """Calls at once on this PBX node."""
+    setup_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0
+    """Limit from the caller's arrival to caller and media being bridged."""
+    spec_seconds: Annotated[float, Field(gt=0, le=120)] = 15.0
+    """How long a call spec waits for its media leg."""
+    lease_seconds: Annotated[float, Field(ge=5, le=600)] = 30.0
+    """A lease that nobody renews ends after this time."""
+
+
+class Config(NodeSettings):
+    """The whole file."""
+
+    asterisk: AsteriskSettings
+    trunks: Annotated[dict[Name, TrunkSettings], Field(min_length=1)]
+    phones: dict[Name, PhoneSettings] = Field(default_factory=dict)
+    applications: Annotated[dict[Name, ApplicationSettings], Field(min_length=1)]
+    routes: Annotated[list[RouteSettings], Field(min_length=1)]
+    controller: ControllerSettings = ControllerSettings()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Config:
+        for index, route in enumerate(self.routes):
+            if route.application not in self.applications:
+                known = ", ".join(sorted(self.applications))
+                raise ValueError(f"routes[{index}].application {route.application!r} is not defined: one of {known}")
+            for trunk in route.trunks:
+                if trunk not in self.trunks:
+                    known = ", ".join(sorted(self.trunks))
+                    raise ValueError(f"routes[{index}].trunks: {trunk!r} is not defined: one of {known}")
+        self._unreachable_routes()
+        both = sorted(set(self.trunks) & set(self.phones))
+        if both:
+            raise ValueError(f"phones.{both[0]}: a trunk has this name too: rename one")
+        claimed: list[tuple[Any, str]] = []
+        for name, trunk in self.trunks.items():
+            for text in trunk.identify:
+                network = ipaddress.ip_network(text)
+                for other, owner in claimed:
+                    if network.version == other.version and network.overlaps(other) and owner != name:
+                        raise ValueError(f"trunks.{name}.identify: {text} is claimed by trunk {owner!r} too")
+                claimed.append((network, name))
+        return self
+
+    def _unreachable_routes(self) -> None:
+        seen: dict[tuple[str, str], int] = {}
+        for index, route in enumerate(self.routes):
+            for trunk in route.trunks or ["*"]:
+                for key in ((route.did, trunk), (route.did, "*")):
+                    if key in seen:
+                        raise ValueError(
+                            f"routes[{index}]: number {route.did} is taken by routes[{seen[key]}] already:"
+                            " this route can never be reached, remove one"
+                        )
+                seen[(route.did, trunk)] = index
+
+
+def load(path: Path) -> Config:
+    """The configuration at `path`, checked. Raises `ConfigError` with one line per problem."""
+    config = validate(Config, read_yaml(path), path)
+    return config.model_copy(update={"state_dir": path.parent.absolute() / config.state_dir})

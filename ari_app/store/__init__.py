@@ -1,0 +1,1 @@
+"""State outside the process: PostgreSQL is the truth (calls, events), Redis the present (specs, reports, commands)."""

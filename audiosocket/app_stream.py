@@ -1,0 +1,199 @@
+"""The application's WebSocket: we are the client (RFC 6455), as the hosted platform is.
+
+picows does framing and masking; the closing handshake, fragments, limits and back-pressure are handled here. No
+subprotocol and no extension is offered, pings are answered, redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from base64 import b64encode
+from typing import Protocol
+
+import picows
+
+from audiosocket.errors import ApplicationError
+
+CLOSE_SECONDS = 2.0
+"""How long the application may take to answer our close."""
+MAX_UNSENT_BYTES = 131_072
+"""About 3 s of caller audio as JSON: beyond it the application is slow, and caller frames are dropped."""
+_READ_BUFFER_BYTES = 4096
+
+
+class StreamOwner(Protocol):
+    """Who is told what comes from the application. Neither call may raise."""
+
+    def app_text(self, message: bytes) -> None:
+        """A whole text message."""
+
+    def app_binary(self) -> None:
+        """A binary message, which no dialect here uses."""
+
+    def app_blocked(self, blocked: bool) -> None:
+        """The socket takes no more, or takes again."""
+
+
+class AppStream(picows.WSListener):  # type: ignore[misc]
+    """One open WebSocket."""
+
+    def __init__(self, owner: StreamOwner, message_max_bytes: int) -> None:
+        self._owner = owner
+        self._max_bytes = message_max_bytes
+        self._transport: picows.WSTransport | None = None
+        self._fragments: list[bytes] = []
+        self._fragments_bytes = 0
+        self._fragments_text = True
+        self._close_sent = False
+        self._ending: tuple[str, str] | None = None
+
+    def send(self, message: bytes) -> None:
+        """Sends one text message. After the end it does nothing."""
+        transport = self._transport
+        if transport is not None and not transport.is_disconnected:
+            transport.send(picows.WSMsgType.TEXT, message)
+
+    async def wait_closed(self) -> tuple[str, str]:
+        """Waits for the end of the connection; returns (reason, detail) in the words of `callspec.EndReason`."""
+        assert self._transport is not None
+        try:
+            await self._transport.wait_disconnected()
+        except picows.WSProtocolError as error:
+            too_big = error.code == picows.WSCloseCode.MESSAGE_TOO_BIG
+            return ("app_message_too_big" if too_big else "app_protocol_error", str(error))
+        except picows.WSError as error:
+            return ("app_protocol_error", str(error))
+        except Exception as error:  # raised by our own listener: contained to this call
+            return ("worker_error", f"{type(error).__name__}: {error}")
+        return self._ending or ("app_lost", "the connection ended without a close frame")
+
+    async def close(self) -> None:
+        """Our end of the stream: close frame 1000, then the application's answer is awaited for a moment."""
+        transport = self._transport
+        if transport is None or transport.is_disconnected:
+            return
+        if not self._close_sent:
+            self._close_sent = True
+            transport.send_close(picows.WSCloseCode.OK)
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.wait_closed()
+        except TimeoutError:
+            pass
+        finally:
+            # A peer that answered is gone by now; one that does not read would keep a graceful close waiting.
+            transport.disconnect(graceful=False)
+
+    # picows.WSListener
+
+    def on_ws_connected(self, transport: picows.WSTransport) -> None:
+        self._transport = transport
+        transport.underlying_transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
+
+    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+        kind = frame.msg_type
+        if kind == picows.WSMsgType.TEXT and frame.fin and not self._fragments:
+            self._owner.app_text(frame.get_payload_as_bytes())
+        elif kind == picows.WSMsgType.CLOSE:
+            self._peer_close(transport, frame)
+        elif kind in (picows.WSMsgType.TEXT, picows.WSMsgType.BINARY, picows.WSMsgType.CONTINUATION):
+            self._fragment(kind, frame)
+
+    def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
+        self._fragments.clear()
+
+    def pause_writing(self) -> None:
+        self._owner.app_blocked(True)
+
+    def resume_writing(self) -> None:
+        self._owner.app_blocked(False)
+
+    # Inside
+
+    def _peer_close(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+        code = int.from_bytes(frame.get_payload_as_bytes()[:2], "big") if frame.payload_size >= 2 else 1005
+        reason = frame.get_payload_as_bytes()[2:125].decode("utf-8", "replace")
+        if self._ending is None:
+            self._ending = ("app_closed", f"close code {code}" + (f" {reason!r}" if reason else ""))
+        if not self._close_sent:
+            self._close_sent = True
+            transport.send_close(picows.WSCloseCode.OK)
+        transport.disconnect()
+
+    def _fragment(self, kind: picows.WSMsgType, frame: picows.WSFrame) -> None:
+        starts = kind != picows.WSMsgType.CONTINUATION
+        if starts == bool(self._fragments):
+            self._fail("app_protocol_error", 1002, "continuation frame out of place (RFC 6455 section 5.4)")
+            return
+        if starts:
+            self._fragments_text = kind == picows.WSMsgType.TEXT
+            self._fragments_bytes = 0
+        piece = frame.get_payload_as_bytes()
+        self._fragments_bytes += len(piece)
+        if self._fragments_bytes > self._max_bytes:
+            self._fail("app_message_too_big", 1009, f"message over {self._max_bytes} bytes")
+            return
+        if not frame.fin:
+            self._fragments.append(piece)
+            if len(self._fragments) > self._max_bytes // 16:
+                self._fail("app_protocol_error", 1008, f"message in more than {self._max_bytes // 16} fragments")
+            return
+        message = b"".join((*self._fragments, piece))
+        self._fragments.clear()
+        if self._fragments_text:
+            self._owner.app_text(message)
+        else:
+            self._owner.app_binary()
+
+    def _fail(self, reason: str, code: int, detail: str) -> None:
+        self._ending = (reason, detail)
+        self._fragments.clear()
+        if self._transport is not None:
+            self._close_sent = True
+            self._transport.send_close(picows.WSCloseCode(code))
+            self._transport.disconnect()
+
+
+class Dialler:
+    """Opens WebSockets to applications; one per worker, for it keeps the TLS context."""
+
+    def __init__(self) -> None:
+        self._tls: ssl.SSLContext | None = None
+
+    async def dial(
+        self, url: str, credentials: str, timeout_seconds: float, message_max_bytes: int, owner: StreamOwner
+    ) -> AppStream:
+        """One handshake. Raises `ApplicationError` (`app_timeout`, `app_refused`, `app_protocol_error`)."""
+        headers = {}
+        if credentials:
+            headers["Authorization"] = "Basic " + b64encode(credentials.encode()).decode()  # RFC 7617
+        if url.startswith("wss:") and self._tls is None:
+            self._tls = ssl.create_default_context()
+        stream = AppStream(owner, message_max_bytes)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await picows.ws_connect(
+                    lambda: stream,
+                    url,
+                    ssl_context=self._tls,
+                    websocket_handshake_timeout=timeout_seconds,
+                    max_frame_size=message_max_bytes,
+                    max_redirects=0,
+                    extra_headers=headers,
+                    read_buffer_init_size=_READ_BUFFER_BYTES,
+                )
+        except TimeoutError:
+            raise ApplicationError("app_timeout", f"no WebSocket within {timeout_seconds:g} s") from None
+        except picows.WSInvalidStatusError as error:
+            status = int(error.response.status) if error.response is not None else 0
+            raise ApplicationError("app_refused", f"HTTP status {status} instead of 101") from None
+        except ssl.SSLCertVerificationError as error:
+            raise ApplicationError("app_refused", f"TLS certificate refused: {error.verify_message}") from None
+        except ssl.SSLError as error:
+            raise ApplicationError("app_refused", f"TLS failed: {error.reason or error}") from None
+        except (picows.WSError, picows.WSInvalidURL) as error:
+            raise ApplicationError("app_protocol_error", f"handshake: {error}") from None
+        except OSError as error:
+            raise ApplicationError("app_refused", error.strerror or str(error)) from None
+        return stream

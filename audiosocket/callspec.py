@@ -1,0 +1,212 @@
+"""The contract between controller and media worker: what a call is, and what is reported back.
+
+The controller writes a `CallSpec` to Redis under the media leg's UUID before Asterisk dials the worker. The worker
+takes it once, carries the call, and appends one `CallReport` to the stream that the spec names. Workers announce
+themselves with a `WorkerInfo` that expires unless it is renewed.
+
+Everything here is JSON on the wire (msgspec), tolerant of unknown keys, so that a controller and a worker of
+neighbouring versions work together during a rolling upgrade.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+# One hash tag for all keys: Redis Cluster keeps them in one slot, so that scripts may touch several.
+KEY_PREFIX = "{trunkbridge}:"
+
+SPEC_GRACE_SECONDS = 300
+"""How long a spec's key, and the memory of its having been taken, outlives the spec: `expired` and `reused` are told
+apart from `unknown` for this long."""
+
+HEARTBEAT_SECONDS = 1.0
+"""How often a worker renews its `WorkerInfo`."""
+
+HEARTBEAT_TTL_MS = 3000
+"""How long a `WorkerInfo` lives without being renewed: a dead worker is noticed within this time."""
+
+
+def spec_key(leg_uuid: str) -> str:
+    """Key of the call spec of one media leg (string, `CallSpec` as JSON)."""
+    return f"{KEY_PREFIX}spec:{leg_uuid}"
+
+
+def taken_key(leg_uuid: str) -> str:
+    """Key that remembers that a spec was taken (string, the worker's id)."""
+    return f"{KEY_PREFIX}spec-taken:{leg_uuid}"
+
+
+def worker_key(worker_id: str) -> str:
+    """Key of a worker's registration (string with a lifetime, `WorkerInfo` as JSON)."""
+    return f"{KEY_PREFIX}worker:{worker_id}"
+
+
+WORKERS_KEY = f"{KEY_PREFIX}workers"
+"""Set of all worker ids ever registered; the registration's own key says who is alive."""
+
+
+def report_stream(node: str) -> str:
+    """Stream on which the controller of a PBX node reads the reports of its calls (field `report`)."""
+    return f"{KEY_PREFIX}reports:{node}"
+
+
+class MediaFormat(StrEnum):
+    """The format that Asterisk was asked for on the media leg; what it is sent back is always slin at that rate."""
+
+    SLIN = "slin"
+    ULAW = "ulaw"
+    ALAW = "alaw"
+
+
+class EndReason(StrEnum):
+    """Why a media session ended, as the worker saw it."""
+
+    LEG_CLOSED = "leg_closed"
+    """Asterisk closed the media leg: the caller hung up, or the controller ended the call (it knows which)."""
+    LEG_PROTOCOL_ERROR = "leg_protocol_error"
+    LEG_SILENT = "leg_silent"
+    """The media leg carried nothing and could not be written to for longer than the limit."""
+    APP_CLOSED = "app_closed"
+    """The application closed its WebSocket (with a close frame)."""
+    APP_LOST = "app_lost"
+    """The application's connection ended without a close frame (process death, reset)."""
+    APP_REFUSED = "app_refused"
+    """The application could not be connected: refused, unreachable, TLS failure, or an HTTP status other than 101."""
+    APP_TIMEOUT = "app_timeout"
+    """The application did not finish the WebSocket handshake in time."""
+    APP_PROTOCOL_ERROR = "app_protocol_error"
+    APP_MESSAGE_TOO_BIG = "app_message_too_big"
+    WORKER_STOPPED = "worker_stopped"
+    """The worker was stopped and its drain time was over."""
+    WORKER_ERROR = "worker_error"
+    """A fault of ours, contained to this call."""
+
+
+class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One media leg of one call, as the worker needs it."""
+
+    call_id: str
+    """UUID of the call: its primary key in PostgreSQL."""
+    leg_uuid: str
+    """UUID (v4) that Asterisk sends on the media leg: a single-use secret, new for every leg."""
+    call_sid: str
+    """The platform-style id that the application sees: 32 lower-case hex digits."""
+    stream_sid: str
+    account_sid: str
+    application: str
+    """Name of the application in the configuration."""
+    url: str
+    """WebSocket URL of the application; its query may carry tokens: shown only through `masked_url`."""
+    credentials: str = ""
+    """`KEY:TOKEN` for HTTP Basic authorization, or nothing. Never logged, never reported."""
+    dialect: str = "exotel"
+    dialect_options: dict[str, Any] = {}
+    caller: str
+    """The application's `from`."""
+    callee: str
+    """The application's `to`."""
+    custom_parameters: dict[str, str] = {}
+    media_format: MediaFormat = MediaFormat.ULAW
+    connect_timeout_seconds: float = 10.0
+    connect_attempts: int = 2
+    playout_max_seconds: float = 300.0
+    message_max_bytes: int = 1_048_576
+    report_stream: str
+    created_at_ms: int
+    """Unix time in ms."""
+    expires_at_ms: int
+    """Unix time in ms after which the worker refuses the spec."""
+
+
+class Milestone(msgspec.Struct, frozen=True):
+    """One event of the media session, for the call's story."""
+
+    at_ms: int
+    """Unix time in ms."""
+    event: str
+    detail: dict[str, Any] = {}
+
+
+class MediaFigures(msgspec.Struct, kw_only=True):
+    """What one media session carried. Frames are 20 ms; counters never decrease."""
+
+    caller_frames: int = 0
+    """Frames that Asterisk sent us."""
+    caller_frames_dropped: dict[str, int] = {}
+    """Frames from the caller that did not reach the application, by reason."""
+    app_messages_sent: int = 0
+    app_media_received: int = 0
+    app_bytes_received: int = 0
+    """Bytes of decoded application audio."""
+    frames_played: int = 0
+    """Frames of application audio sent to Asterisk."""
+    silence_played: int = 0
+    """Frames of silence sent to Asterisk while the application had nothing to play."""
+    frames_dropped: dict[str, int] = {}
+    """Frames of application audio that were not played, by reason."""
+    underruns: int = 0
+    """Times the queue ran dry in the middle of application audio."""
+    marks_received: int = 0
+    marks_sent: int = 0
+    clears: int = 0
+    digits: int = 0
+    ignored: dict[str, int] = {}
+    """Messages of the application that were counted and ignored, by reason."""
+    ticks_late: int = 0
+    """Ticks that came 20 ms or more after their deadline."""
+    playout_peak_ms: int = 0
+    """The deepest that the playout queue was."""
+    connect_ms: int = -1
+    """From the first dial to the WebSocket being open; -1: never open."""
+    first_audio_ms: int = -1
+    """From the media leg's accept to the first application frame played; -1: none."""
+    stalls: int = 0
+    """Times that this process or the way to Asterisk stood still for 60 ms or more."""
+    delay_recovered_ms: int = 0
+    """Delay of stalls that was worked off (see docs/media-leg.md)."""
+
+
+class CallReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of one media session, sent once by the worker."""
+
+    call_id: str
+    leg_uuid: str
+    worker_id: str
+    reason: EndReason
+    detail: str = ""
+    """Human sentence: close code, HTTP status, exception text."""
+    started_at_ms: int
+    ended_at_ms: int
+    figures: MediaFigures
+    milestones: list[Milestone] = []
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A media worker's registration and load, renewed every `HEARTBEAT_SECONDS`."""
+
+    worker_id: str
+    """`<node>/<index>`."""
+    node: str
+    host: str
+    """IP literal that Asterisk dials."""
+    port: int
+    status_url: str
+    """`http://host:port` of the worker's status endpoint: `/calls`, `/metrics`, `/healthz`, `/readyz`."""
+    capacity: int
+    active: int
+    draining: bool
+    version: str
+    started_at_ms: int
+
+
+def masked_url(url: str) -> str:
+    """The URL without credentials and query, fit for logs, records and screens."""
+    scheme, sep, rest = url.partition("://")
+    if not sep:
+        return url.split("?", 1)[0]
+    authority, slash, path = rest.partition("/")
+    host = authority.rsplit("@", 1)[-1].split("?", 1)[0]
+    return f"{scheme}://{host}{slash}{path.split('?', 1)[0]}"

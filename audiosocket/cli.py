@@ -1,0 +1,168 @@
+"""`trunkbridge gateway`: a media worker of a configured node, or a standalone one for anybody's dialplan."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import click
+import uvloop
+from click.core import ParameterSource
+
+from audiosocket.callspec import CallSpec, MediaFormat, masked_url
+from audiosocket.dialects import DIALECTS
+from audiosocket.errors import ConfigError
+from audiosocket.registry import open_registry
+from audiosocket.runtime import logs
+from audiosocket.runtime.process import StopSignal
+from audiosocket.settings import NodeSettings, load_node, split_host_port
+from audiosocket.sources import CallSource, RegistrySource, StandaloneSource
+from audiosocket.worker import Worker, WorkerOptions
+
+_STANDALONE_DRAIN_SECONDS = 5.0
+
+
+@click.command()
+@click.option(
+    "-c",
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="TRUNKBRIDGE_CONFIG",
+    help="Configuration file of the node. Calls come from its controller, through Redis.",
+)
+@click.option("--worker", "index", type=click.IntRange(0, 63), default=0, show_default=True, help="Which worker.")
+@click.option("--listen", metavar="HOST:PORT", help="Standalone: where Asterisk's AudioSocket connects to.")
+@click.option("--app", "app_url", metavar="URL", help="Standalone: ws:// or wss:// URL of the application.")
+@click.option("--dialect", type=click.Choice(sorted(DIALECTS)), default="exotel", show_default=True)
+@click.option(
+    "--format",
+    "media_format",
+    type=click.Choice([form.value for form in MediaFormat]),
+    default="slin",
+    show_default=True,
+    help="Standalone: what Asterisk sends. The dialplan's AudioSocket() sends slin; Dial(AudioSocket/.../c(ulaw)) ulaw.",
+)
+@click.option(
+    "--accept-any",
+    is_flag=True,
+    help="Standalone: accept calls that nobody announced, from ANY address and with any UUID. Whoever reaches the port"
+    " reaches the application and is billed to you: firewall it to your PBX. Without this flag only this machine may"
+    " connect, and a UUID is good for one call.",
+)
+@click.option("--capacity", type=click.IntRange(1, 5000), default=250, show_default=True, help="Standalone: calls.")
+def gateway(
+    config_path: Path | None,
+    index: int,
+    listen: str | None,
+    app_url: str | None,
+    dialect: str,
+    media_format: str,
+    accept_any: bool,
+    capacity: int,
+) -> None:
+    """Run one media worker.
+
+    With --config it is worker N of the configured gateway node. With --listen and --app it stands alone: no Redis, no
+    PostgreSQL and no controller are needed, and any AudioSocket(uuid,host:port) in any dialplan reaches the
+    application.
+    """
+    if listen or app_url:
+        given = click.get_current_context().get_parameter_source("config_path")
+        if given is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--config belongs to a configured node, --listen and --app to a standalone one")
+        if not (listen and app_url):
+            raise click.UsageError("a standalone worker needs both --listen HOST:PORT and --app URL")
+        template = _template(app_url, dialect, MediaFormat(media_format))
+        options = _standalone_options(listen, capacity)
+        logs.set_up("gateway", form="console")
+        _run(options, lambda: StandaloneSource(template, accept_any))
+    elif config_path is None:
+        raise click.UsageError("give --config FILE, or --listen HOST:PORT and --app URL for a standalone worker")
+    else:
+        settings = load_node(config_path)
+        options = _node_options(settings, index)
+        logs.set_up(f"gateway@{index}", settings.log.level, settings.log.format, settings.log.mask_numbers)
+        _run(options, lambda: RegistrySource(open_registry(settings)))
+
+
+def _run(options: WorkerOptions, source: Callable[[], CallSource]) -> None:
+    async def main() -> None:
+        await Worker(options, source()).run(StopSignal())
+
+    uvloop.run(main())
+
+
+def _node_options(settings: NodeSettings, index: int) -> WorkerOptions:
+    gateway = settings.gateway
+    if index >= gateway.workers:
+        raise ConfigError(
+            f"--worker {index}: gateway.workers is {gateway.workers}, so the last worker is number"
+            f" {gateway.workers - 1}: raise gateway.workers or choose another"
+        )
+    host, port = split_host_port(gateway.listen)
+    status_host, status_port = split_host_port(gateway.status_listen)
+    advertise = gateway.advertise or host
+    if ipaddress.ip_address(advertise).is_unspecified:
+        raise ConfigError(f"gateway.listen {gateway.listen}: Asterisk cannot dial that: set gateway.advertise")
+    return WorkerOptions(
+        worker_id=f"{settings.node}/{index}",
+        node=settings.node,
+        host=host,
+        port=port + index,
+        advertise=advertise,
+        status_host=status_host,
+        status_port=status_port + index,
+        capacity=gateway.capacity,
+        drain_seconds=gateway.drain_seconds,
+        allow=list(gateway.allow),
+    )
+
+
+def _standalone_options(listen: str, capacity: int) -> WorkerOptions:
+    host, sep, port = listen.rpartition(":")
+    if not sep or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise click.UsageError(f"--listen {listen}: expected HOST:PORT, such as 127.0.0.1:9092")
+    return WorkerOptions(
+        worker_id="standalone/0",
+        node="standalone",
+        host=host.strip("[]"),
+        port=int(port),
+        advertise=host,
+        capacity=capacity,
+        drain_seconds=_STANDALONE_DRAIN_SECONDS,
+    )
+
+
+def _template(url: str, dialect: str, media_format: MediaFormat) -> CallSpec:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise click.UsageError(f"--app {masked_url(url)}: expected ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH")
+    credentials = ""
+    if parts.username is not None:
+        # As the hosted platform does: credentials leave the URL and become an Authorization header.
+        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        parts = parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1])
+    return CallSpec(
+        call_id="",
+        leg_uuid="",
+        call_sid="",
+        stream_sid="",
+        account_sid="trunkbridge",
+        application="standalone",
+        url=urlunsplit(parts),
+        credentials=credentials,
+        dialect=dialect,
+        caller="",
+        callee="",
+        media_format=media_format,
+        report_stream="",
+        created_at_ms=0,
+        expires_at_ms=0,
+    )

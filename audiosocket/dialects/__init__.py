@@ -1,0 +1,23 @@
+"""What applications speak. A dialect is one file with one class behind the interface in `base`, named here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from audiosocket.callspec import CallSpec
+from audiosocket.dialects.base import Dialect
+from audiosocket.dialects.exotel import ExotelDialect
+from audiosocket.errors import ConfigError
+
+DIALECTS: dict[str, Callable[..., Dialect]] = {"exotel": ExotelDialect}
+
+
+def open_dialect(spec: CallSpec) -> Dialect:
+    """The dialect that a call spec names, with its options. Raises `ConfigError` for one that this worker lacks."""
+    factory = DIALECTS.get(spec.dialect)
+    if factory is None:
+        raise ConfigError(f"dialect {spec.dialect!r} is not known to this worker: one of {', '.join(sorted(DIALECTS))}")
+    try:
+        return factory(spec, **spec.dialect_options)
+    except TypeError as error:
+        raise ConfigError(f"dialect_options of {spec.dialect}: {error}") from None

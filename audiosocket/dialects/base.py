@@ -1,0 +1,63 @@
+"""What a dialect is: the wire format between trunkbridge, as the platform, and one application.
+
+A dialect is pure. It turns frames of PCM16 into messages and messages into what they ask for; the session decides what
+then happens, and the application stream carries the bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The application wants `name` back when the audio before it has been played."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """The application wants everything dropped that has not been played."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """A message that asks for nothing; `reason` is a metric label (`bad_json`, `unknown_event`, ...)."""
+
+    reason: str
+
+
+AppMessage = bytes | Mark | Clear | Ignored
+"""A decoded message of the application; `bytes` is PCM16 audio at the session's rate."""
+
+
+class Dialect(Protocol):
+    """One session's side of a protocol. Messages are UTF-8 JSON text."""
+
+    frame_bytes: int
+    """PCM16 bytes that one media message carries."""
+    oddities: dict[str, int]
+    """What the application does against the protocol without harm, counted."""
+
+    def opening(self) -> list[bytes]:
+        """The messages that come before any media."""
+
+    def media(self, pcm: bytes) -> bytes:
+        """`frame_bytes` of the caller's audio."""
+
+    def skip(self, frames: int) -> None:
+        """`frames` media messages were dropped: their place in time stays."""
+
+    def dtmf(self, digit: str) -> bytes:
+        """A digit that the caller pressed."""
+
+    def mark(self, name: str) -> bytes:
+        """The audio before the application's mark has been played."""
+
+    def stop(self, reason: str) -> bytes:
+        """The stream ends; `reason` is `callended` or `stopped`."""
+
+    def decode(self, message: bytes) -> AppMessage:
+        """A message of the application. Never raises: what cannot be used is `Ignored`."""

@@ -1,0 +1,153 @@
+"""Exotel's Voicebot applet (AgentStream), as the platform: JSON text messages, PCM16 in base64, snake_case ids.
+
+Source: developer.exotel.com/docs/agentstream (websocket-protocol, stream-voicebot-applet); where its pages disagree,
+docs/protocol-exotel.md says what is done here and why. In short: counters and numbers in strings, `stream_sid` both
+on top and inside `start`, `chunk` and `timestamp` on every media message, nothing extra inside `start`.
+"""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from typing import Any
+
+import msgspec
+
+from audiosocket.callspec import CallSpec
+from audiosocket.dialects.base import AppMessage, Clear, Ignored, Mark
+
+BYTES_PER_MS = 16
+"""PCM16 at 8 kHz."""
+
+_DTMF_DURATION_MS = "100"
+"""Asterisk reports a digit at its end without a length; Exotel's examples show 100 ms."""
+
+
+class _Media(msgspec.Struct):
+    payload: bytes  # msgspec decodes base64 while it parses
+
+
+class _MarkBody(msgspec.Struct):
+    name: str
+
+
+class _AppMessage(msgspec.Struct):
+    event: str
+    media: _Media | None = None
+    mark: _MarkBody | None = None
+    stream_sid: Any = None
+    streamSid: Any = None  # noqa: N815 - pipecat before August 2026 and others send it so
+
+
+_decode = msgspec.json.Decoder(_AppMessage).decode
+_CLEAR = Clear()
+_BAD_JSON = Ignored("bad_json")
+_BAD_BASE64 = Ignored("bad_base64")
+_BAD_SHAPE = Ignored("bad_shape")
+_UNKNOWN_EVENT = Ignored("unknown_event")
+
+
+def _json(message: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(message)
+
+
+class ExotelDialect:
+    """One stream. Sequence numbers count all messages after `connected`; chunks count media alone (both from 1)."""
+
+    __slots__ = (
+        "_chunk",
+        "_chunk_ms",
+        "_next_ms",
+        "_prefix",
+        "_sequence",
+        "_spec",
+        "_stream_sid",
+        "frame_bytes",
+        "oddities",
+    )
+
+    def __init__(self, spec: CallSpec, frame_ms: int = 20) -> None:
+        self._spec = spec
+        self._stream_sid = spec.stream_sid
+        self._chunk_ms = frame_ms
+        self._sequence = 0
+        self._chunk = 0
+        self._next_ms = 0
+        self._prefix = b'{"event":"media","stream_sid":' + _json_string(spec.stream_sid) + b',"sequence_number":"'
+        self.frame_bytes = frame_ms * BYTES_PER_MS
+        self.oddities: dict[str, int] = {}
+
+    def opening(self) -> list[bytes]:
+        spec = self._spec
+        self._sequence = 1
+        start = {
+            "event": "start",
+            "sequence_number": "1",
+            "stream_sid": spec.stream_sid,
+            "start": {
+                "stream_sid": spec.stream_sid,
+                "call_sid": spec.call_sid,
+                "account_sid": spec.account_sid,
+                "from": spec.caller,
+                "to": spec.callee,
+                "custom_parameters": spec.custom_parameters,
+                "media_format": {"encoding": "base64", "sample_rate": "8000", "bit_rate": "128kbps"},
+            },
+        }
+        return [b'{"event":"connected"}', _json(start)]
+
+    def media(self, pcm: bytes) -> bytes:
+        self._sequence = sequence = self._sequence + 1
+        self._chunk = chunk = self._chunk + 1
+        at = self._next_ms
+        self._next_ms = at + self._chunk_ms
+        return b'%b%d","media":{"chunk":"%d","timestamp":"%d","payload":"%b"}}' % (
+            self._prefix,
+            sequence,
+            chunk,
+            at,
+            b2a_base64(pcm, newline=False),
+        )
+
+    def skip(self, frames: int) -> None:
+        self._next_ms += frames * self._chunk_ms
+
+    def dtmf(self, digit: str) -> bytes:
+        return self._event("dtmf", {"digit": digit, "duration": _DTMF_DURATION_MS})
+
+    def mark(self, name: str) -> bytes:
+        return self._event("mark", {"name": name})
+
+    def stop(self, reason: str) -> bytes:
+        spec = self._spec
+        return self._event("stop", {"call_sid": spec.call_sid, "account_sid": spec.account_sid, "reason": reason})
+
+    def decode(self, message: bytes) -> AppMessage:
+        try:
+            decoded = _decode(message)
+        except msgspec.ValidationError as error:
+            return _BAD_BASE64 if "$.media.payload" in str(error) else _BAD_SHAPE
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _BAD_JSON
+        sid = decoded.stream_sid if decoded.stream_sid is not None else decoded.streamSid
+        if sid is not None and sid != self._stream_sid:
+            # Exotel documents the field as optional and ignores it; a known client sends one of its own making.
+            self.oddities["wrong_stream_sid"] = self.oddities.get("wrong_stream_sid", 0) + 1
+        event = decoded.event
+        if event == "media":
+            return _BAD_SHAPE if decoded.media is None else decoded.media.payload
+        if event == "mark":
+            return _BAD_SHAPE if decoded.mark is None else Mark(decoded.mark.name)
+        if event == "clear":
+            return _CLEAR
+        return _UNKNOWN_EVENT
+
+    def _event(self, event: str, body: dict[str, str]) -> bytes:
+        self._sequence += 1
+        return _json(
+            {"event": event, "sequence_number": str(self._sequence), "stream_sid": self._stream_sid, event: body}
+        )
+
+
+def _json_string(text: str) -> bytes:
+    return msgspec.json.encode(text)
+

@@ -1,0 +1,1 @@
+"""How audio reaches a session: one file per kind of media leg between Asterisk and the worker."""

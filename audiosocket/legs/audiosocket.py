@@ -1,0 +1,196 @@
+"""The AudioSocket leg: one TCP connection from Asterisk (its `res_audiosocket` and `chan_audiosocket`).
+
+What binds us (docs/media-leg.md has the measurements): the first frame is sent the instant a connection is accepted,
+and one every 20 ms for ever after, because a silent server can freeze the whole PBX; header and payload leave in one
+write; only audio and hang-up are ever sent; nothing is queued for a peer that does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import uuid
+from typing import Protocol, cast
+
+import structlog
+
+from audiosocket import wire
+from audiosocket.clock import Clock
+from audiosocket.errors import WireError
+from audiosocket.session import Session
+
+UUID_SECONDS = 2.0
+"""How long a connection may take to say which call it is."""
+MAX_UNSENT_BYTES = 10 * len(wire.SILENCE_FRAME)
+"""Frames for a peer that does not read are dropped beyond 200 ms: late audio is worth less than none."""
+BLOCKED_TICKS = 500
+"""A peer that takes nothing for 10 s is gone."""
+
+log = structlog.get_logger(__name__)
+
+
+class LegOwner(Protocol):
+    """Who is told what happens on a leg. No call may raise."""
+
+    def leg_connected(self, leg: AudioSocketLeg) -> None:
+        """A peer has connected; `leg.peer` is its address."""
+
+    def leg_identified(self, leg: AudioSocketLeg, leg_uuid: str) -> None:
+        """Asterisk has sent the UUID."""
+
+    def leg_closed(self, leg: AudioSocketLeg) -> None:
+        """The connection is gone; `leg.end_reason` and `leg.end_detail` say why. Told exactly once."""
+
+
+class AudioSocketLeg(asyncio.Protocol):
+    """One connection. `session` is set by the owner once it knows the call; until then silence is sent."""
+
+    def __init__(self, clock: Clock, owner: LegOwner) -> None:
+        self._clock = clock
+        self._owner = owner
+        self._decoder = wire.FrameDecoder()
+        self._transport: asyncio.Transport | None = None
+        self._ticking: tuple[int, int] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._blocked_ticks = 0
+        self._closing = False
+        self.session: Session | None = None
+        self.leg_uuid = ""
+        self.peer = ""
+        self.ignored_frames = 0
+        self.frames_unsent = 0
+        self.end_reason = "leg_closed"
+        self.end_detail = ""
+        self.closed = asyncio.get_running_loop().create_future()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peername = transport.get_extra_info("peername")
+        self.peer = str(peername[0]) if peername else ""
+        self._transport.write(wire.SILENCE_FRAME)
+        self._ticking = self._clock.add(self._tick)
+        self._deadline = asyncio.get_running_loop().call_later(UUID_SECONDS, self._no_uuid)
+        self._owner.leg_connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        try:
+            frames = self._decoder.feed(data)
+        except WireError as error:
+            self.hangup("leg_protocol_error", str(error))
+            return
+        session = self.session
+        if len(frames) == 1 and session is not None and frames[0][0] == wire.KIND_AUDIO:
+            session.caller_audio(frames[0][1])
+            return
+        self._several(frames)
+
+    def eof_received(self) -> bool:
+        return False  # Asterisk closes its side at hang-up; the transport closes ours
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        if exc is not None and not self.end_detail:
+            self.end_detail = f"{type(exc).__name__}: {exc}"
+        self._stop_timers()
+        self._transport = None
+        if not self.closed.done():
+            self.closed.set_result(None)
+            self._owner.leg_closed(self)
+
+    # For the owner
+
+    def hangup(self, reason: str = "leg_closed", detail: str = "") -> None:
+        """Ends the leg towards Asterisk; its channel is then destroyed with cause 16 (normal clearing)."""
+        if self._closing:
+            return
+        self._closing = True
+        self.end_reason = reason
+        self.end_detail = detail
+        self._stop_timers()
+        if self._transport is not None:
+            if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+                self._transport.abort()  # it does not read: a graceful close would wait for ever
+            else:
+                self._transport.write(wire.HANGUP_FRAME)
+                self._transport.close()
+
+    def refuse(self, detail: str) -> None:
+        """Ends a connection that stands for no call here."""
+        self.hangup("refused", detail)
+
+    # Inside
+
+    def _several(self, frames: list[tuple[int, bytes]]) -> None:
+        stale = 0
+        if self.session is not None:
+            audio = sum(kind == wire.KIND_AUDIO for kind, _ in frames)
+            stale = self.session.caller_backlog(audio)
+        for kind, payload in frames:
+            if self._closing:
+                return
+            if not self.leg_uuid:
+                self._identify(kind, payload)
+            elif kind == wire.KIND_AUDIO:
+                if stale:
+                    stale -= 1
+                elif self.session is not None and payload:
+                    self.session.caller_audio(payload)
+            elif kind == wire.KIND_DTMF:
+                digit = payload.decode("ascii", "replace")
+                if self.session is not None and len(digit) == 1 and digit in "0123456789*#ABCDabcd":
+                    self.session.digit(digit.upper())
+                else:
+                    self.ignored_frames += 1
+            elif kind == wire.KIND_HANGUP:
+                self.hangup("leg_closed", "hang-up frame")
+            elif kind == wire.KIND_ERROR:
+                self.hangup("leg_protocol_error", f"error frame {payload[:8].hex()}")
+            elif kind == wire.KIND_UUID:
+                self.hangup("leg_protocol_error", "a second UUID on one connection")
+            else:
+                # Another sample rate than the one asked for, or a kind of the future: the stream stays readable.
+                self.ignored_frames += 1
+
+    def _identify(self, kind: int, payload: bytes) -> None:
+        if kind != wire.KIND_UUID:
+            self.hangup("leg_protocol_error", f"first frame is of kind 0x{kind:02x}, not a UUID")
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self.leg_uuid = str(uuid.UUID(bytes=payload))
+        self._owner.leg_identified(self, self.leg_uuid)
+
+    def _tick(self, missed: int) -> None:
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        session = self.session
+        data = wire.SILENCE_FRAME if session is None else session.tick(missed)
+        if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            self.frames_unsent += 1
+            self._blocked_ticks += 1 + missed
+            if self._blocked_ticks >= BLOCKED_TICKS:
+                self.hangup("leg_silent", "Asterisk has read nothing for 10 s")
+            return
+        self._blocked_ticks = 0
+        transport.write(data)
+
+    def _no_uuid(self) -> None:
+        self._deadline = None
+        self.hangup("leg_protocol_error", f"no UUID within {UUID_SECONDS:g} s")
+
+    def _stop_timers(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._ticking is not None:
+            self._clock.remove(self._ticking)
+            self._ticking = None

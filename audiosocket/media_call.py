@@ -1,0 +1,220 @@
+"""One call on this worker, from the accepted connection to the report: leg, session and application put together.
+
+One task per call runs `MediaCall.run`; a fault in it ends this call, is counted, and harms no other. The hot path does
+not pass through the task: the leg and the stream call the session directly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from audiosocket.app_stream import AppStream, Dialler
+from audiosocket.callspec import CallReport, CallSpec, EndReason, MediaFigures, Milestone, masked_url
+from audiosocket.dialects import open_dialect
+from audiosocket.errors import ApplicationError, ConfigError
+from audiosocket.legs.audiosocket import AudioSocketLeg
+from audiosocket.session import Session
+
+RETRY_SECONDS = 0.2
+"""Pause before the handshake is tried again."""
+MAX_MILESTONES = 200
+"""Bound of a call's story: an application that clears ten times a second must not fill the store."""
+
+log = structlog.get_logger(__name__)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class MediaCall:
+    """The life of one media leg. `run` never raises, except for its own cancellation."""
+
+    def __init__(self, leg: AudioSocketLeg, spec: CallSpec, worker_id: str, dialler: Dialler) -> None:
+        self.spec = spec
+        self.end_reason = EndReason.WORKER_STOPPED
+        self._leg = leg
+        self._worker_id = worker_id
+        self._dialler = dialler
+        self._stream: AppStream | None = None
+        self._session: Session | None = None
+        self._started_ms = _now_ms()
+        self._connect_ms = -1
+        self._first_audio_ms = -1
+        self._milestones: list[Milestone] = []
+        self._stopping = asyncio.get_running_loop().create_future()
+        self._log = log.bind(call_id=spec.call_id, application=spec.application)
+
+    def stop(self, reason: EndReason, detail: str = "") -> None:
+        """Asks the call to end; `run` then does it in order."""
+        if not self._stopping.done():
+            self._stopping.set_result((reason, detail))
+
+    async def run(self, report: Callable[[CallReport], Awaitable[None]]) -> None:
+        """Carries the call to its end, then hands its report to `report`."""
+        reason, detail = EndReason.WORKER_STOPPED, "the worker was stopped"
+        try:
+            reason, detail = await self._carry()
+        except ApplicationError as error:
+            reason, detail = EndReason(error.reason), error.detail
+        except ConfigError as error:
+            reason, detail = EndReason.WORKER_ERROR, str(error)
+        except Exception as error:
+            self._log.exception("call_failed")
+            reason, detail = EndReason.WORKER_ERROR, f"{type(error).__name__}: {error}"
+        finally:
+            self.end_reason = reason
+            self._note("ended", {"reason": reason.value, "detail": detail})
+            self._leg.hangup(self._leg.end_reason, self._leg.end_detail)
+            self._leg.session = None
+            try:
+                await self._end_stream(reason)
+            finally:
+                summary = self.figures()
+                self._log.info(
+                    "media_ended",
+                    reason=reason.value,
+                    detail=detail,
+                    seconds=round((_now_ms() - self._started_ms) / 1000, 1),
+                    caller_frames=summary.caller_frames,
+                    frames_played=summary.frames_played,
+                )
+                await report(
+                    CallReport(
+                        call_id=self.spec.call_id,
+                        leg_uuid=self.spec.leg_uuid,
+                        worker_id=self._worker_id,
+                        reason=reason,
+                        detail=detail,
+                        started_at_ms=self._started_ms,
+                        ended_at_ms=_now_ms(),
+                        figures=summary,
+                        milestones=self._milestones,
+                    )
+                )
+
+    def figures(self) -> MediaFigures:
+        """What has been carried so far."""
+        figures = MediaFigures() if self._session is None else self._session.figures()
+        figures.connect_ms = self._connect_ms
+        figures.first_audio_ms = self._first_audio_ms
+        if self._leg.frames_unsent:
+            figures.frames_dropped["leg_blocked"] = self._leg.frames_unsent
+        return figures
+
+    def status(self) -> dict[str, Any]:
+        """The call as the status endpoint shows it."""
+        return {
+            "call_id": self.spec.call_id,
+            "application": self.spec.application,
+            "url": masked_url(self.spec.url),
+            "seconds": round((_now_ms() - self._started_ms) / 1000, 1),
+            "connected": self._stream is not None,
+            "playout_ms": 0 if self._session is None else self._session.playout.depth_bytes // 16,
+            "pending_marks": 0 if self._session is None else self._session.playout.pending_marks,
+        }
+
+    # StreamOwner, on the hot path
+
+    def app_text(self, message: bytes) -> None:
+        assert self._session is not None
+        self._session.app_text(message)
+
+    def app_binary(self) -> None:
+        assert self._session is not None
+        self._session.ignore("binary")
+
+    def app_blocked(self, blocked: bool) -> None:
+        if self._session is not None:
+            self._session.app_blocked = blocked
+
+    # Inside
+
+    async def _carry(self) -> tuple[EndReason, str]:
+        dialect = open_dialect(self.spec)
+        session = self._session = Session(self.spec, dialect, self._send, self._note)
+        self._leg.session = session
+        stream = await self._connect()
+        if stream is None:
+            return self._leg_ending()
+        self._stream = stream
+        session.open()
+        ended = asyncio.ensure_future(stream.wait_closed())
+        try:
+            await asyncio.wait((ended, self._leg.closed, self._stopping), return_when=asyncio.FIRST_COMPLETED)
+            if self._leg.closed.done() or self._stopping.done():
+                return self._leg_ending()
+            reason, detail = ended.result()
+            return EndReason(reason), detail
+        finally:
+            ended.cancel()
+
+    async def _connect(self) -> AppStream | None:
+        """The application's stream; None when the call ended before it was there. Raises `ApplicationError`."""
+        self._note("app_connecting", {"url": masked_url(self.spec.url)})
+        connecting = asyncio.ensure_future(self._dial())
+        try:
+            await asyncio.wait((connecting, self._leg.closed, self._stopping), return_when=asyncio.FIRST_COMPLETED)
+            if self._leg.closed.done() or self._stopping.done():
+                return None
+            return connecting.result()
+        finally:
+            if not connecting.done():
+                connecting.cancel()
+            elif self._leg.closed.done() or self._stopping.done():
+                await self._discard(connecting)
+
+    async def _discard(self, connecting: asyncio.Future[AppStream]) -> None:
+        # Both came in the same turn of the loop: nobody will use this socket.
+        if not connecting.cancelled() and connecting.exception() is None:
+            await connecting.result().close()
+
+    async def _dial(self) -> AppStream:
+        spec = self.spec
+        began = time.monotonic()
+        for attempt in range(1, spec.connect_attempts + 1):
+            try:
+                stream = await self._dialler.dial(
+                    spec.url, spec.credentials, spec.connect_timeout_seconds, spec.message_max_bytes, self
+                )
+            except ApplicationError as error:
+                self._note("app_connect_failed", {"attempt": attempt, "reason": error.reason, "detail": error.detail})
+                if attempt == spec.connect_attempts:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._connect_ms = round((time.monotonic() - began) * 1000)
+                self._note("app_connected", {"attempt": attempt, "ms": self._connect_ms})
+                return stream
+        raise AssertionError("a call spec allows at least one attempt")
+
+    def _leg_ending(self) -> tuple[EndReason, str]:
+        if self._leg.closed.done():
+            return EndReason(self._leg.end_reason), self._leg.end_detail
+        reason, detail = self._stopping.result()
+        return reason, detail
+
+    async def _end_stream(self, reason: EndReason) -> None:
+        if self._stream is None:
+            return
+        if not reason.value.startswith("app_") and self._session is not None:
+            # Exotel's words: `callended` when the call is over, `stopped` when the platform ends the stream.
+            stopped = reason in (EndReason.WORKER_STOPPED, EndReason.WORKER_ERROR)
+            self._session.stop("stopped" if stopped else "callended")
+        await self._stream.close()
+
+    def _send(self, message: bytes) -> None:
+        assert self._stream is not None
+        self._stream.send(message)
+
+    def _note(self, event: str, detail: dict[str, Any]) -> None:
+        at_ms = _now_ms()
+        if event == "first_app_audio":
+            self._first_audio_ms = at_ms - self._started_ms
+        if len(self._milestones) < MAX_MILESTONES or event == "ended":
+            self._milestones.append(Milestone(at_ms, event, detail))

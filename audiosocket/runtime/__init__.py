@@ -1,0 +1,1 @@
+"""Process plumbing without a word of telephony: configuration files, logs, signals, systemd, metrics."""

@@ -1,0 +1,110 @@
+"""Where PostgreSQL and Redis are, and a Redis client whose every call has a time limit.
+
+`store: embedded` means servers that another process on this machine runs under `state_dir`; it leaves their addresses
+and process ids in `stores.json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis.asyncio
+from redis.asyncio.connection import BlockingConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from audiosocket.errors import ConfigError
+from audiosocket.settings import NodeSettings, StoreUrls
+
+STORES_FILE = "stores.json"
+
+REDIS_TIMEOUT_SECONDS = 2.0
+
+REDIS_CONNECTIONS = 32
+"""Connections of one client; who finds all in use waits for one."""
+
+
+class RunningProcess(msgspec.Struct, frozen=True):
+    """A process that cannot be confused with a later one of the same id."""
+
+    pid: int
+    started_ticks: int
+    """Clock ticks from boot to its start, proc(5) `starttime`."""
+
+
+class EmbeddedRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What `stores.json` holds."""
+
+    postgres: str
+    redis: str
+    owner: RunningProcess
+    postgres_process: RunningProcess
+    redis_process: RunningProcess
+    run_dir: str
+    """Folder of the Unix sockets."""
+
+
+def started_ticks(pid: int) -> int | None:
+    """When process `pid` started, in clock ticks since boot; None when it has ended (a zombie has)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The second field is a name in brackets that may itself hold brackets and spaces.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def is_running(process: RunningProcess) -> bool:
+    """Whether that very process still runs."""
+    return started_ticks(process.pid) == process.started_ticks
+
+
+def read_record(state_dir: Path) -> EmbeddedRecord | None:
+    """The `stores.json` of `state_dir`; None when there is none, or none that can be read."""
+    try:
+        return msgspec.json.decode((state_dir / STORES_FILE).read_bytes(), type=EmbeddedRecord)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+    except OSError as error:
+        raise ConfigError(f"{state_dir / STORES_FILE}: {error.strerror}: run as the user that owns it") from None
+
+
+def resolve(settings: NodeSettings) -> StoreUrls:
+    """The servers that `settings.store` stands for.
+
+    Raises `ConfigError` when embedded stores are asked for and do not run.
+    """
+    if isinstance(settings.store, StoreUrls):
+        return settings.store
+    record = read_record(settings.state_dir)
+    if record is None or not (is_running(record.postgres_process) and is_running(record.redis_process)):
+        raise ConfigError(
+            f"{settings.state_dir}: the embedded stores are not running:"
+            " start them with `trunkbridge stores CONFIG` or `make run`"
+        )
+    return StoreUrls(postgres=record.postgres, redis=record.redis)
+
+
+def open_redis(urls: StoreUrls, timeout_seconds: float = REDIS_TIMEOUT_SECONDS) -> redis.asyncio.Redis:
+    """A client that connects on first use. Waiting for a connection, connecting, and a command's answer are each
+    limited to `timeout_seconds`.
+
+    Nothing is repeated behind the caller's back: after a lost answer only the caller knows whether a second try is
+    harmless.
+    """
+    options: dict[str, Any] = {}
+    if urls.redis_password is not None:
+        options["password"] = urls.redis_password.get_secret_value()
+    pool = BlockingConnectionPool.from_url(
+        urls.redis,
+        max_connections=REDIS_CONNECTIONS,
+        timeout=timeout_seconds,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        retry=Retry(NoBackoff(), 0),
+        **options,
+    )
+    return redis.asyncio.Redis.from_pool(pool)

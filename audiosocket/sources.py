@@ -1,0 +1,101 @@
+"""Where a worker's calls come from: announced by the controller through Redis, or, standalone, from a dialplan."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+import uuid
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from audiosocket.callspec import CallReport, CallSpec, WorkerInfo
+from audiosocket.errors import SpecRefused
+
+if TYPE_CHECKING:
+    from audiosocket.registry import Registry
+
+REMEMBERED_UUIDS = 100_000
+
+log = structlog.get_logger(__name__)
+
+
+class CallSource(Protocol):
+    """What a worker asks about its calls."""
+
+    async def take(self, leg_uuid: str, peer: str) -> CallSpec:
+        """The call that a leg stands for. Raises `SpecRefused`, or `Unavailable` when it cannot be known now."""
+
+    async def report(self, spec: CallSpec, report: CallReport) -> None:
+        """The end of a call."""
+
+    async def announce(self, info: WorkerInfo) -> None:
+        """The worker's registration, every `HEARTBEAT_SECONDS`. Raises `Unavailable`."""
+
+    async def close(self, worker_id: str) -> None:
+        """The worker ends: it is no longer announced, and no report stays behind."""
+
+
+class RegistrySource:
+    """Calls that a controller announced in Redis."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def take(self, leg_uuid: str, peer: str) -> CallSpec:
+        return await self._registry.take(leg_uuid)
+
+    async def report(self, spec: CallSpec, report: CallReport) -> None:
+        await self._registry.report(spec.report_stream, report)
+
+    async def announce(self, info: WorkerInfo) -> None:
+        await self._registry.heartbeat(info)
+
+    async def close(self, worker_id: str) -> None:
+        await self._registry.deregister(worker_id)
+        await self._registry.close()
+
+
+class StandaloneSource:
+    """Every connection is a call to the one application given on the command line.
+
+    Without `accept_any` only this machine may connect, and a UUID is good for one call: what a dialplan on the same
+    host does. With it, whoever reaches the port reaches the application, with any UUID, as often as wanted.
+    """
+
+    def __init__(self, template: CallSpec, accept_any: bool) -> None:
+        self._template = template
+        self._accept_any = accept_any
+        self._seen: OrderedDict[str, None] = OrderedDict()
+
+    async def take(self, leg_uuid: str, peer: str) -> CallSpec:
+        if not self._accept_any:
+            if not ipaddress.ip_address(peer).is_loopback:
+                raise SpecRefused("unknown")
+            if leg_uuid in self._seen:
+                raise SpecRefused("reused")
+            self._seen[leg_uuid] = None
+            if len(self._seen) > REMEMBERED_UUIDS:
+                self._seen.popitem(last=False)
+        now_ms = time.time_ns() // 1_000_000
+        values = {name: getattr(self._template, name) for name in CallSpec.__struct_fields__}
+        values |= {
+            # The dialplan's UUID is what its author can look up again; every call gets ids of its own all the same.
+            "call_id": leg_uuid if not self._accept_any else str(uuid.uuid4()),
+            "leg_uuid": leg_uuid,
+            "call_sid": leg_uuid.replace("-", ""),
+            "stream_sid": uuid.uuid4().hex,
+            "created_at_ms": now_ms,
+            "expires_at_ms": now_ms,
+        }
+        return CallSpec(**values)
+
+    async def report(self, spec: CallSpec, report: CallReport) -> None:
+        return None  # the log line of the ended call is all that a standalone worker leaves
+
+    async def announce(self, info: WorkerInfo) -> None:
+        return None
+
+    async def close(self, worker_id: str) -> None:
+        return None

@@ -1,0 +1,108 @@
+"""The worker's status endpoint: liveness, readiness, metrics, and the live figures of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from audiosocket import __version__
+
+if TYPE_CHECKING:
+    from audiosocket.worker import Worker
+
+
+class WorkerCollector(Collector):
+    """Reads the worker's plain counters when it is scraped: nothing is spent on metrics per frame."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def collect(self) -> Iterator[Metric]:
+        worker = self._worker
+        totals = worker.totals()
+        yield _gauge("trunkbridge_build_info", "Version of this worker.", 1, version=__version__)
+        yield _gauge("trunkbridge_media_sessions_active", "Calls on this worker.", worker.active)
+        yield _gauge("trunkbridge_media_sessions_capacity", "Calls that this worker may carry.", worker.capacity)
+        yield _gauge("trunkbridge_media_draining", "1 while this worker takes no new calls.", int(worker.draining))
+        frames = CounterMetricFamily(
+            "trunkbridge_media_frames", "20 ms frames by direction (rx: from the caller).", labels=["direction"]
+        )
+        frames.add_metric(["rx"], totals.caller_frames)
+        frames.add_metric(["tx"], totals.frames_played)
+        frames.add_metric(["tx_silence"], totals.silence_played)
+        yield frames
+        yield _by_reason(
+            "trunkbridge_media_frames_dropped",
+            "Frames that were not passed on.",
+            {f"rx_{reason}": count for reason, count in totals.caller_frames_dropped.items()}
+            | {f"tx_{reason}": count for reason, count in totals.frames_dropped.items()},
+        )
+        yield _by_reason(
+            "trunkbridge_media_app_messages_ignored", "Application messages without effect.", totals.ignored
+        )
+        yield _by_reason("trunkbridge_media_sessions_ended", "Ended media sessions.", worker.ended)
+        yield _by_reason("trunkbridge_media_legs_refused", "Connections that were no call of ours.", worker.refused)
+        yield CounterMetricFamily("trunkbridge_playout_underruns", "Queue ran dry inside audio.", totals.underruns)
+        yield CounterMetricFamily("trunkbridge_playout_late_ticks", "Ticks a frame or more late.", totals.ticks_late)
+        yield _gauge(
+            "trunkbridge_clock_lateness_max_seconds",
+            "Latest wake-up of the 20 ms clock since the last scrape.",
+            worker.clock.take_max_lateness_seconds(),
+        )
+
+
+def _gauge(name: str, text: str, value: float, **labels: str) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+def _by_reason(name: str, text: str, counts: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=["reason"])
+    for reason, count in sorted(counts.items()):
+        family.add_metric([reason], count)
+    return family
+
+
+def status_app(worker: Worker, ready: Callable[[], str]) -> web.Application:
+    """The HTTP application; `ready` returns why the worker takes no calls, or nothing."""
+    registry = CollectorRegistry()
+    registry.register(WorkerCollector(worker))
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        why = ready()
+        return web.Response(text=f"{why or 'ready'}\n", status=503 if why else 200)
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def calls(_request: web.Request) -> web.Response:
+        return _json([call.status() for call in worker.calls.values()])
+
+    async def call(request: web.Request) -> web.Response:
+        found = worker.calls.get(request.match_info["call_id"])
+        if found is None:
+            return web.Response(text="no such call on this worker\n", status=404)
+        return _json(found.status() | {"figures": found.figures()})
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/calls", calls)
+    app.router.add_get("/calls/{call_id}", call)
+    return app
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")

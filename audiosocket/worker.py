@@ -1,0 +1,262 @@
+"""One media worker put together: one process, one event loop, one core, one port.
+
+It listens for AudioSocket, asks its call source what each connection stands for, carries the calls, announces itself
+every second, and drains when it is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from dataclasses import dataclass, field
+
+import structlog
+from aiohttp import web
+
+from audiosocket import __version__
+from audiosocket.app_stream import Dialler
+from audiosocket.callspec import HEARTBEAT_SECONDS, EndReason, MediaFigures, WorkerInfo
+from audiosocket.clock import Clock
+from audiosocket.errors import ConfigError, SpecRefused, Unavailable
+from audiosocket.legs.audiosocket import AudioSocketLeg
+from audiosocket.media_call import MediaCall
+from audiosocket.runtime.process import StopSignal, notify
+from audiosocket.sources import CallSource
+from audiosocket.status import status_app
+
+SPARE_CONNECTIONS = 64
+"""Connections beyond the capacity that may be open at once: legs that end, and strangers until they are refused."""
+LISTEN_BACKLOG = 1024
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What one worker process needs to know."""
+
+    worker_id: str
+    node: str
+    host: str
+    port: int
+    advertise: str
+    status_host: str = ""
+    """Address of the status endpoint; empty: none."""
+    status_port: int = 0
+    capacity: int = 250
+    drain_seconds: float = 30
+    allow: list[str] = field(default_factory=list)
+
+
+class Worker:
+    """See the module's text. `run` returns when the worker has ended in order."""
+
+    def __init__(self, options: WorkerOptions, source: CallSource) -> None:
+        self._options = options
+        self._source = source
+        self._allowed = [ipaddress.ip_network(network) for network in options.allow]
+        self._dialler = Dialler()
+        self._legs: set[AudioSocketLeg] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._past = MediaFigures()
+        self._started_ms = time.time_ns() // 1_000_000
+        self._announced = False
+        self.port = options.port
+        self.clock = Clock(asyncio.get_running_loop())
+        self.calls: dict[str, MediaCall] = {}
+        self.ended: dict[str, int] = {}
+        self.refused: dict[str, int] = {}
+        self.capacity = options.capacity
+        self.draining = False
+
+    @property
+    def active(self) -> int:
+        """Calls being carried."""
+        return len(self.calls)
+
+    def totals(self) -> MediaFigures:
+        """The figures of all calls since the start, live ones included."""
+        total = _sum(MediaFigures(), self._past)
+        for call in self.calls.values():
+            total = _sum(total, call.figures())
+        return total
+
+    async def run(self, stop: StopSignal) -> None:
+        """Serves until `stop`, then drains. Raises `ConfigError` when an address cannot be listened on."""
+        options = self._options
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(
+                lambda: AudioSocketLeg(self.clock, self),
+                options.host,
+                options.port,
+                backlog=LISTEN_BACKLOG,
+                reuse_address=True,
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"gateway.listen {options.host}:{options.port}: {error.strerror}: is another worker running there?"
+            ) from None
+        self.port = server.sockets[0].getsockname()[1]
+        status = await self._serve_status()
+        heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
+        log.info("worker_ready", worker=options.worker_id, listen=f"{options.host}:{self.port}", capacity=self.capacity)
+        notify("READY=1")
+        try:
+            await stop.requested.wait()
+            await self._drain(stop)
+        finally:
+            notify("STOPPING=1")
+            heartbeat.cancel()
+            await asyncio.gather(heartbeat, return_exceptions=True)
+            server.close()
+            for call in list(self.calls.values()):
+                call.stop(EndReason.WORKER_STOPPED, "the worker was stopped")
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            for leg in list(self._legs):
+                leg.hangup()
+            await self._source.close(options.worker_id)
+            if status is not None:
+                await status.cleanup()
+            log.info("worker_ended", worker=options.worker_id, ended=self.ended)
+
+    # LegOwner
+
+    def leg_connected(self, leg: AudioSocketLeg) -> None:
+        self._legs.add(leg)
+        if self._allowed and not any(ipaddress.ip_address(leg.peer) in network for network in self._allowed):
+            self._refuse(leg, "address")
+        elif len(self._legs) > self.capacity + SPARE_CONNECTIONS:
+            self._refuse(leg, "too_many_connections")
+
+    def leg_identified(self, leg: AudioSocketLeg, leg_uuid: str) -> None:
+        task = asyncio.create_task(self._serve(leg, leg_uuid), name=f"call {leg_uuid}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def leg_closed(self, leg: AudioSocketLeg) -> None:
+        self._legs.discard(leg)
+        if leg.end_reason != "refused" and not leg.leg_uuid:
+            self._refuse_count("no_uuid")
+
+    # Inside
+
+    def _refuse(self, leg: AudioSocketLeg, why: str) -> None:
+        self._refuse_count(why)
+        log.warning("leg_refused", why=why, peer=leg.peer, leg_uuid=leg.leg_uuid)
+        leg.refuse(why)
+
+    def _refuse_count(self, why: str) -> None:
+        self.refused[why] = self.refused.get(why, 0) + 1
+
+    async def _serve(self, leg: AudioSocketLeg, leg_uuid: str) -> None:
+        try:
+            spec = await self._source.take(leg_uuid, leg.peer)
+        except SpecRefused as refused:
+            self._refuse(leg, refused.why)
+            return
+        except Unavailable as error:
+            log.error("call_spec_unavailable", detail=str(error), leg_uuid=leg_uuid)
+            self._refuse(leg, "store_unavailable")
+            return
+        if len(self.calls) >= self.capacity or spec.call_id in self.calls:
+            self._refuse(leg, "full" if spec.call_id not in self.calls else "duplicate")
+            return
+        call = MediaCall(leg, spec, self._options.worker_id, self._dialler)
+        self.calls[spec.call_id] = call
+        try:
+            await call.run(lambda report: self._source.report(spec, report))
+        finally:
+            figures = call.figures()
+            self._past = _sum(self._past, figures)
+            reason = call.end_reason.value
+            self.ended[reason] = self.ended.get(reason, 0) + 1
+            del self.calls[spec.call_id]
+
+    async def _drain(self, stop: StopSignal) -> None:
+        self.draining = True
+        log.info("worker_draining", calls=self.active, seconds=self._options.drain_seconds)
+        await self._announce()
+        if not self.calls:
+            return
+        at_once = asyncio.create_task(stop.at_once.wait(), name="stop at once")
+        try:
+            async with asyncio.timeout(self._options.drain_seconds):
+                while self.calls and not at_once.done():
+                    await asyncio.wait((*self._tasks, at_once), return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            if self.calls:
+                log.warning("drain_time_over", calls=self.active)
+        finally:
+            at_once.cancel()
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await self._announce()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _announce(self) -> None:
+        options = self._options
+        info = WorkerInfo(
+            worker_id=options.worker_id,
+            node=options.node,
+            host=options.advertise,
+            port=self.port,
+            status_url=f"http://{options.advertise}:{options.status_port}" if options.status_host else "",
+            capacity=self.capacity,
+            active=self.active,
+            draining=self.draining,
+            version=__version__,
+            started_at_ms=self._started_ms,
+        )
+        try:
+            await self._source.announce(info)
+        except Unavailable as error:
+            if self._announced:
+                log.warning("announce_failed", detail=str(error))
+            self._announced = False
+        else:
+            self._announced = True
+        notify("WATCHDOG=1")
+
+    def _why_not_ready(self) -> str:
+        if self.draining:
+            return "draining"
+        if not self._announced:
+            return "not announced: Redis does not answer"
+        if self.active >= self.capacity:
+            return "full"
+        return ""
+
+    async def _serve_status(self) -> web.AppRunner | None:
+        options = self._options
+        if not options.status_host:
+            return None
+        runner = web.AppRunner(status_app(self, self._why_not_ready), access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, options.status_host, options.status_port).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise ConfigError(
+                f"gateway.status_listen {options.status_host}:{options.status_port}: {error.strerror}:"
+                " is another worker running there?"
+            ) from None
+        return runner
+
+
+def _sum(one: MediaFigures, other: MediaFigures) -> MediaFigures:
+    """Field by field; what is not a counter (times, peaks) is the larger of both."""
+    added = MediaFigures()
+    for name in MediaFigures.__struct_fields__:
+        left, right = getattr(one, name), getattr(other, name)
+        if isinstance(left, dict):
+            value: object = {key: left.get(key, 0) + right.get(key, 0) for key in left | right}
+        elif name in ("connect_ms", "first_audio_ms", "playout_peak_ms"):
+            value = max(left, right)
+        else:
+            value = left + right
+        setattr(added, name, value)
+    return added

@@ -1,0 +1,144 @@
+"""The Exotel dialect, message by message, against what Exotel documents and what known clients rely on."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audiosocket.dialects import open_dialect
+from audiosocket.dialects.base import Clear, Ignored, Mark
+from audiosocket.dialects.exotel import ExotelDialect
+from audiosocket.errors import ConfigError
+from tests.media import call_spec
+
+pytestmark = pytest.mark.unit
+
+SID = call_spec().stream_sid
+
+
+def test_opening_is_connected_then_start() -> None:
+    spec = call_spec(custom_parameters={"agent": "a7"})
+    connected, start = ExotelDialect(spec).opening()
+    assert json.loads(connected) == {"event": "connected"}
+    assert json.loads(start) == {
+        "event": "start",
+        "sequence_number": "1",
+        "stream_sid": SID,
+        "start": {
+            "stream_sid": SID,
+            "call_sid": spec.call_sid,
+            "account_sid": "acme1",
+            "from": "+919000000001",
+            "to": "+918000000002",
+            "custom_parameters": {"agent": "a7"},
+            "media_format": {"encoding": "base64", "sample_rate": "8000", "bit_rate": "128kbps"},
+        },
+    }
+
+
+def test_media_counts_and_times_in_strings() -> None:
+    dialect = ExotelDialect(call_spec())
+    dialect.opening()
+    first, second = json.loads(dialect.media(b"\x01\x02" * 160)), json.loads(dialect.media(bytes(320)))
+    assert first == {
+        "event": "media",
+        "stream_sid": SID,
+        "sequence_number": "2",
+        "media": {"chunk": "1", "timestamp": "0", "payload": base64.b64encode(b"\x01\x02" * 160).decode()},
+    }
+    assert second["media"]["chunk"] == "2"
+    assert second["media"]["timestamp"] == "20"
+    dialect.skip(3)
+    assert json.loads(dialect.media(bytes(320)))["media"]["timestamp"] == "100"
+
+
+def test_one_sequence_for_all_messages() -> None:
+    dialect = ExotelDialect(call_spec())
+    dialect.opening()
+    messages = [dialect.media(bytes(320)), dialect.dtmf("5"), dialect.mark("m"), dialect.stop("callended")]
+    decoded = [json.loads(message) for message in messages]
+    assert [message["sequence_number"] for message in decoded] == ["2", "3", "4", "5"]
+    assert decoded[1]["dtmf"] == {"digit": "5", "duration": "100"}
+    assert decoded[2]["mark"] == {"name": "m"}
+    assert decoded[3]["stop"] == {
+        "call_sid": call_spec().call_sid,
+        "account_sid": "acme1",
+        "reason": "callended",
+    }
+    assert all(message["stream_sid"] == SID for message in decoded)
+
+
+def test_a_message_is_compact_text() -> None:
+    dialect = ExotelDialect(call_spec())
+    for message in [*dialect.opening(), dialect.media(bytes(320)), dialect.mark('q"\\\n')]:
+        assert b" " not in message
+        json.loads(message.decode())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"event": "media", "stream_sid": SID, "media": {"payload": "AQI="}},
+        {"event": "media", "streamSid": SID, "media": {"payload": "AQI=", "chunk": 1, "timestamp": 20, "track": "x"}},
+        {"event": "media", "media": {"payload": "AQI="}},
+        {"event": "media", "sequence_number": 7, "extra": [1, {"a": None}], "media": {"payload": "AQI="}},
+    ],
+)
+def test_media_in_every_shape_that_clients_send(message: object) -> None:
+    assert ExotelDialect(call_spec()).decode(json.dumps(message).encode()) == b"\x01\x02"
+
+
+def test_mark_and_clear() -> None:
+    dialect = ExotelDialect(call_spec())
+    assert dialect.decode(b'{"event":"mark","stream_sid":"x","mark":{"name":"turn-1"}}') == Mark("turn-1")
+    assert dialect.decode(b'{"event":"clear","stream_sid":"x"}') == Clear()
+
+
+def test_a_wrong_stream_sid_is_counted_and_the_message_used() -> None:
+    dialect = ExotelDialect(call_spec())
+    assert dialect.decode(b'{"event":"media","stream_sid":"node-1","media":{"payload":"AQI="}}') == b"\x01\x02"
+    assert dialect.decode(b'{"event":"clear","stream_sid":5}') == Clear()
+    assert dialect.oddities == {"wrong_stream_sid": 2}
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (b"", "bad_json"),
+        (b"{", "bad_json"),
+        (b"\xff\xfe", "bad_json"),
+        (b'{"event":"clear","stream_sid":' + b"[" * 100_000, "bad_json"),
+        (b"null", "bad_shape"),
+        (b"[]", "bad_shape"),
+        (b"{}", "bad_shape"),
+        (b'{"event":5}', "bad_shape"),
+        (b'{"event":"media"}', "bad_shape"),
+        (b'{"event":"media","media":{}}', "bad_shape"),
+        (b'{"event":"media","media":"AQI="}', "bad_shape"),
+        (b'{"event":"mark"}', "bad_shape"),
+        (b'{"event":"mark","mark":{"name":7}}', "bad_shape"),
+        (b'{"event":"media","media":{"payload":"!!!!"}}', "bad_base64"),
+        (b'{"event":"media","media":{"payload":"AQI"}}', "bad_base64"),
+        (b'{"event":"media","media":{"payload":5}}', "bad_base64"),
+        (b'{"event":"dtmf","dtmf":{"digit":"1"}}', "unknown_event"),
+        (b'{"event":"","media":{"payload":"AQI="}}', "unknown_event"),
+    ],
+)
+def test_what_cannot_be_used_is_named(message: bytes, reason: str) -> None:
+    assert ExotelDialect(call_spec()).decode(message) == Ignored(reason)
+
+
+@given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+def test_no_message_raises(message: bytes) -> None:
+    ExotelDialect(call_spec()).decode(message)
+
+
+def test_a_dialect_that_this_worker_lacks() -> None:
+    with pytest.raises(ConfigError, match="one of exotel"):
+        open_dialect(call_spec(dialect="morse"))
+    with pytest.raises(ConfigError, match="frame_msec"):
+        open_dialect(call_spec(dialect_options={"frame_msec": 20}))

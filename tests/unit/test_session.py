@@ -1,0 +1,244 @@
+"""One call's media without IO: what goes to the application, what goes to the caller, and what is counted."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from audiosocket import wire
+from audiosocket.callspec import MediaFormat
+from audiosocket.dialects import open_dialect
+from audiosocket.session import GAP_TICKS, STALE_FRAMES, Session
+from tests.media import call_spec
+
+pytestmark = pytest.mark.unit
+
+
+class Call:
+    """A session, and what it has sent to the application."""
+
+    def __init__(self, opened: bool = True, **changes: Any) -> None:
+        spec = call_spec(**changes)
+        self.sent: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.session = Session(
+            spec,
+            open_dialect(spec),
+            lambda message: self.sent.append(json.loads(message)),
+            lambda event, detail: self.notes.append(event),
+        )
+        if opened:
+            self.session.open()
+            self.sent.clear()
+
+    def media(self) -> list[bytes]:
+        return [base64.b64decode(message["media"]["payload"]) for message in self.sent if message["event"] == "media"]
+
+    def marks(self) -> list[str]:
+        return [message["mark"]["name"] for message in self.sent if message["event"] == "mark"]
+
+    def app(self, event: str, **fields: Any) -> None:
+        self.session.app_text(json.dumps({"event": event} | fields).encode())
+
+    def app_audio(self, pcm: bytes) -> None:
+        self.app("media", media={"payload": base64.b64encode(pcm).decode()})
+
+    def app_mark(self, name: str) -> None:
+        self.app("mark", mark={"name": name})
+
+
+def test_caller_audio_reaches_the_application_as_pcm() -> None:
+    call = Call()
+    call.session.caller_audio(b"\x00" * 160)
+    call.session.caller_audio(b"\x80" * 160)
+    assert [frame[:2] for frame in call.media()] == [(-32124).to_bytes(2, "little", signed=True), b"\x7c\x7d"]
+    assert all(len(frame) == 320 for frame in call.media())
+
+
+@pytest.mark.parametrize(("media_format", "silence"), [("ulaw", b"\xff"), ("alaw", b"\xd5"), ("slin", b"\0\0")])
+def test_every_media_format_gives_the_same_frames(media_format: str, silence: bytes) -> None:
+    call = Call(media_format=MediaFormat(media_format))
+    call.session.caller_audio(silence * 160)
+    (frame,) = call.media()
+    assert len(frame) == 320
+
+
+@pytest.mark.parametrize("size", [80, 240, 320, 480, 33])
+def test_another_ptime_is_cut_anew_without_loss(size: int) -> None:
+    call = Call(media_format=MediaFormat.SLIN)
+    audio = bytes(range(1, 251)) * 64  # 16,000 bytes
+    for at in range(0, len(audio), 2 * size):
+        call.session.caller_audio(audio[at : at + 2 * size])
+    frames = call.media()
+    assert all(len(frame) == 320 for frame in frames)
+    assert b"".join(frames) == audio[: len(b"".join(frames))]
+    assert len(audio) - len(b"".join(frames)) < 320
+
+
+def test_longer_messages_where_the_application_wants_them() -> None:
+    call = Call(dialect_options={"frame_ms": 100})
+    for _ in range(10):
+        call.session.caller_audio(b"\xff" * 160)
+    assert [len(frame) for frame in call.media()] == [1600, 1600]
+    assert [message["media"]["timestamp"] for message in call.sent] == ["0", "100"]
+
+
+def test_before_the_start_nothing_is_sent_and_it_is_counted() -> None:
+    call = Call(opened=False)
+    call.session.caller_audio(b"\xff" * 160)
+    call.session.digit("1")
+    assert call.sent == []
+    assert call.session.figures().caller_frames_dropped == {"before_start": 1}
+    call.session.open()
+    assert [message["event"] for message in call.sent] == ["connected", "start"]
+
+
+def test_a_gap_is_filled_with_silence_from_its_beginning() -> None:
+    call = Call()
+    for _ in range(GAP_TICKS - 1):
+        call.session.tick(0)
+    assert call.media() == []
+    call.session.tick(0)
+    assert call.media() == [bytes(320)] * GAP_TICKS
+    call.session.tick(0)
+    assert len(call.media()) == GAP_TICKS + 1
+    call.session.caller_audio(b"\x00" * 160)
+    assert any(call.media()[-1])
+
+
+def test_a_backlog_keeps_its_latest_and_its_place_in_time() -> None:
+    call = Call()
+    for _ in range(20):
+        call.session.tick(0)
+        call.session.caller_audio(b"\xff" * 160)
+    call.sent.clear()
+    stale = call.session.caller_backlog(40)
+    assert stale == 40 - STALE_FRAMES
+    for _ in range(40 - stale):
+        call.session.caller_audio(b"\xff" * 160)
+    assert call.sent[0]["media"]["timestamp"] == str((20 + stale) * 20)
+    figures = call.session.figures()
+    assert figures.caller_frames_dropped == {"stale": stale}
+    assert figures.caller_frames == 60
+    assert figures.stalls == 1
+
+
+def test_a_tick_gives_one_frame_of_audio_or_silence() -> None:
+    call = Call()
+    assert call.session.tick(0) == wire.SILENCE_FRAME
+    call.app_audio(b"\x01\x02" * 160)
+    assert call.session.tick(0) == wire.AUDIO_HEADER + b"\x01\x02" * 160
+    assert call.session.tick(0) == wire.SILENCE_FRAME
+    assert call.notes == ["first_app_audio"]
+    figures = call.session.figures()
+    assert (figures.frames_played, figures.silence_played, figures.app_bytes_received) == (1, 2, 320)
+
+
+def test_marks_come_back_in_order_after_their_audio_and_after_clear() -> None:
+    call = Call()
+    call.app_mark("pre")
+    assert call.marks() == ["pre"]
+    call.app_audio(bytes(640))
+    call.app_mark("a")
+    call.app_audio(bytes(3200))
+    call.app_mark("b")
+    call.app_mark("c")
+    for _ in range(3):
+        call.session.tick(0)
+    assert call.marks() == ["pre", "a"]
+    call.app("clear")
+    assert call.marks() == ["pre", "a", "b", "c"]
+    assert call.session.tick(0) == wire.SILENCE_FRAME
+    figures = call.session.figures()
+    assert (figures.marks_received, figures.marks_sent, figures.clears) == (4, 4, 1)
+    assert figures.frames_dropped == {"clear": 9}
+
+
+def test_an_application_that_answers_marks_with_marks_does_not_spin() -> None:
+    call = Call()
+    for number in range(100):
+        call.app_mark(f"m{number}")
+    assert call.marks() == ["m0"]
+    call.session.tick(0)
+    assert call.marks() == [f"m{number}" for number in range(100)]
+
+
+def test_marks_without_end_are_bounded() -> None:
+    call = Call()
+    call.app_audio(bytes(320))
+    for number in range(10_050):
+        call.app_mark(f"m{number}")
+    assert call.session.figures().ignored == {"too_many_marks": 50}
+
+
+def test_what_cannot_be_used_is_counted_and_the_call_goes_on() -> None:
+    call = Call()
+    for message in (b"{", b'{"event":"x"}', b'{"event":"media","media":{"payload":"!"}}', b'{"event":"clear","stream_sid":"no"}'):
+        call.session.app_text(message)
+    call.session.ignore("binary")
+    assert call.session.figures().ignored == {
+        "bad_json": 1,
+        "unknown_event": 1,
+        "bad_base64": 1,
+        "binary": 1,
+        "wrong_stream_sid": 1,
+    }
+    call.app_audio(b"\x01\x02" * 160)
+    assert call.session.tick(0) != wire.SILENCE_FRAME
+
+
+def test_a_late_tick_catches_up_a_little_and_only_with_audio() -> None:
+    call = Call()
+    call.app_audio(bytes(range(1, 251)) * 32)  # 25 frames
+    assert len(call.session.tick(1)) == 2 * 323
+    assert len(call.session.tick(30)) == 3 * 323
+    assert call.session.figures().ticks_late == 2
+    quiet = Call()
+    assert quiet.session.tick(5) == wire.SILENCE_FRAME
+
+
+def test_a_freeze_is_one_stall_though_it_shows_twice() -> None:
+    call = Call()
+    for _ in range(30):
+        call.session.tick(0)
+        call.session.caller_audio(b"\xff" * 160)
+    call.session.tick(15)
+    call.session.caller_backlog(15)
+    assert call.session.figures().stalls == 1
+
+
+def test_a_slow_application_loses_caller_frames_not_time() -> None:
+    call = Call()
+    call.session.app_blocked = True
+    for _ in range(10):
+        call.session.caller_audio(b"\xff" * 160)
+    call.session.app_blocked = False
+    call.session.caller_audio(b"\xff" * 160)
+    (message,) = call.sent
+    assert message["media"]["timestamp"] == "200"
+    assert call.session.figures().caller_frames_dropped == {"app_slow": 10}
+
+
+def test_digits_and_stop() -> None:
+    call = Call()
+    call.session.digit("#")
+    call.session.stop("callended")
+    call.session.stop("callended")
+    call.session.caller_audio(b"\xff" * 160)
+    assert [message["event"] for message in call.sent] == ["dtmf", "stop"]
+    assert call.sent[0]["dtmf"]["digit"] == "#"
+    assert call.session.figures().digits == 1
+
+
+def test_thirty_seconds_at_once_are_played_at_twenty_milliseconds_a_frame() -> None:
+    call = Call()
+    audio = bytes(range(1, 251)) * 1920  # 30 s
+    for at in range(0, len(audio), 3200):
+        call.app_audio(audio[at : at + 3200])
+    played = b"".join(call.session.tick(0)[3:] for _ in range(1500))
+    assert played == audio
+    assert call.session.tick(0) == wire.SILENCE_FRAME
+    assert call.session.figures().playout_peak_ms == 30_000

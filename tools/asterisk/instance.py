@@ -1,0 +1,210 @@
+"""One running Asterisk with configuration rendered by trunkbridge, below a folder of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import aiohttp
+
+from ari_app.asterisk_conf import AsteriskLayout, render, write
+from ari_app.settings import Config
+from tools.asterisk.install import AsteriskInstall
+
+START_SECONDS = 40.0
+STOP_SECONDS = 10.0
+COMMAND_SECONDS = 10.0
+
+# sun_path holds 108 bytes with its end mark (unix(7)).
+_SOCKET_PATH_BYTES = 107
+_TAIL_LINES = 25
+_POLL_SECONDS = 0.05
+
+
+class AsteriskFailed(Exception):
+    """Asterisk did not start, or did not do what it was asked; the text ends with the tail of its log."""
+
+
+class AsteriskInstance:
+    """An Asterisk below `folder`, which may be used again: configuration is rendered anew at every start.
+
+    It dies with the thread that called `start`: call it from the event loop of the main thread.
+    """
+
+    def __init__(self, install: AsteriskInstall, config: Config, folder: Path) -> None:
+        self.install = install
+        self.config = config
+        self.folder = folder.absolute()
+        self._process: asyncio.subprocess.Process | None = None
+        self._short_run: Path | None = None
+        self.layout = self._layout(self.folder / "run")
+
+    def _layout(self, run: Path) -> AsteriskLayout:
+        folder = self.folder
+        return AsteriskLayout(
+            etc=folder / "etc",
+            modules=self.install.modules,
+            data=self.install.data,
+            varlib=folder / "lib",
+            db=folder / "lib",
+            key=folder / "lib",
+            spool=folder / "spool",
+            run=run,
+            log=folder / "log",
+            agi=self.install.data / "agi-bin",
+        )
+
+    @property
+    def pid(self) -> int:
+        """Process id. Raises `AsteriskFailed` when it is not running."""
+        if self._process is None or self._process.returncode is not None:
+            raise AsteriskFailed(f"the Asterisk in {self.folder} is not running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def log(self) -> Path:
+        """Notices, warnings and errors."""
+        return self.layout.log / "messages.log"
+
+    @property
+    def output(self) -> Path:
+        """What the process wrote to its standard output and error: complaints from before the log is open."""
+        return self.layout.log / "output.log"
+
+    async def start(self) -> None:
+        """Renders, starts and waits until every module is loaded and ARI answers.
+
+        Raises `ConfigError` for settings that cannot be rendered, `AsteriskFailed` when Asterisk does not come up.
+        """
+        if self.running:
+            raise AsteriskFailed(f"the Asterisk in {self.folder} is running already")
+        self._require_prompt()
+        self._prepare_folders()
+        write(render(self.config, self.layout), self.layout.etc)
+        guarded = Path(__file__).with_name("guarded.py")
+        with self.output.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", str(guarded), str(os.getpid())),
+                *self._argv("-f", "-n"),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self.folder,
+                # A Ctrl-C at the terminal is for whoever supervises us, who then stops us in order.
+                start_new_session=True,
+            )
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._until_ready()
+        except TimeoutError:
+            tail = self.tail()
+            await self.stop()
+            raise AsteriskFailed(f"Asterisk was not ready within {START_SECONDS:.0f} s\n{tail}") from None
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Ends the process: SIGTERM, and SIGKILL for one that does not obey."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        if self._short_run is not None:
+            shutil.rmtree(self._short_run, ignore_errors=True)
+            self._short_run = None
+
+    async def kill(self) -> None:
+        """Ends the process at once, as a crash would."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    async def rx(self, command: str) -> str:
+        """What Asterisk's command line answers. Raises `AsteriskFailed` when it cannot be asked."""
+        process = await asyncio.create_subprocess_exec(
+            *self._argv("-rx", command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(COMMAND_SECONDS):
+                said, _ = await process.communicate()
+        except TimeoutError:
+            raise AsteriskFailed(f"no answer to {command!r} within {COMMAND_SECONDS:.0f} s\n{self.tail()}") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        text = said.decode(errors="replace")
+        if process.returncode:
+            raise AsteriskFailed(f"{command!r} failed: {text.strip()}\n{self.tail()}")
+        return text
+
+    def tail(self) -> str:
+        """The last lines of the log and of the process's output, for an error."""
+        lines: list[str] = []
+        for path in (self.output, self.log):
+            if path.is_file():
+                lines += path.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        return "\n".join(lines)
+
+    def _argv(self, *options: str) -> tuple[str, ...]:
+        return (*self.install.argv, "-C", str(self.layout.etc / "asterisk.conf"), *options)
+
+    def _require_prompt(self) -> None:
+        prompt = self.config.asterisk.fallback_prompt
+        if not any(self.install.sounds.glob(f"{prompt}.*")):
+            raise AsteriskFailed(
+                f"asterisk.fallback_prompt: there is no sound {prompt!r} in {self.install.sounds}: name one that is there"
+            )
+
+    def _prepare_folders(self) -> None:
+        run = self.folder / "run"
+        if len(os.fsencode(run / "asterisk.ctl")) > _SOCKET_PATH_BYTES:
+            if self._short_run is None:
+                self._short_run = Path(tempfile.mkdtemp(prefix="trunkbridge-"))
+            run = self._short_run
+        self.layout = layout = self._layout(run)
+        for path in (layout.etc, layout.varlib, layout.spool, layout.run, layout.log):
+            path.mkdir(mode=0o750, parents=True, exist_ok=True)
+
+    async def _until_ready(self) -> None:
+        ari = self.config.asterisk.ari
+        auth = aiohttp.BasicAuth(ari.username, ari.password.get_secret_value(), encoding="utf-8")
+        url = f"http://{ari.listen}/ari/asterisk/info?only=status"
+        async with aiohttp.ClientSession(auth=auth) as session:
+            while not await _answers(session, url):
+                if not self.running:
+                    assert self._process is not None
+                    raise AsteriskFailed(f"Asterisk ended with status {self._process.returncode}\n{self.tail()}")
+                await asyncio.sleep(_POLL_SECONDS)
+        # ARI answers as soon as its own module is up; others may still be loading.
+        await self.rx("core waitfullybooted")
+
+
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url) as response:
+            return response.status == 200
+    except aiohttp.ClientError:
+        return False

@@ -1,0 +1,1 @@
+"""Making, measuring, storing and drawing telephone audio. Independent of the media plane, which it measures."""
