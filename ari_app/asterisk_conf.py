@@ -8,6 +8,7 @@ came from.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import os
 import platform
@@ -106,7 +107,15 @@ def templates_folder() -> Path:
 def render(config: Config, layout: AsteriskLayout) -> dict[str, str]:
     """Asterisk's files for `config`: name -> text. Raises `ConfigError` for a value that Asterisk could misread."""
     folder = templates_folder()
-    environment = jinja2.Environment(  # noqa: S701 - no HTML here; `_checked` guards every value instead
+    environment = _environment(folder)
+    context = _context(config, layout)
+    names = sorted(path.name for path in folder.glob("*.j2"))
+    return {name.removesuffix(".j2"): environment.get_template(name).render(context) for name in names}
+
+
+@functools.cache
+def _environment(folder: Path) -> jinja2.Environment:
+    return jinja2.Environment(  # noqa: S701 - no HTML here; `_checked` guards every value instead
         loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
         finalize=_checked,
@@ -114,9 +123,6 @@ def render(config: Config, layout: AsteriskLayout) -> dict[str, str]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    context = _context(config, layout)
-    names = sorted(path.name for path in folder.glob("*.j2"))
-    return {name.removesuffix(".j2"): environment.get_template(name).render(context) for name in names}
 
 
 def write(files: Mapping[str, str], directory: Path) -> None:
@@ -155,7 +161,7 @@ def _context(config: Config, layout: AsteriskLayout) -> dict[str, Any]:
         listener.host, listener.port = _listener(listener.listen)
         if listener.username in _RESERVED_SECTIONS:
             raise ConfigError(
-                f"{listener.username.place}: {str(listener.username)!r} names a section of Asterisk's own: choose another"
+                f"{listener.username.place}: {listener.username!s} names a section of Asterisk's own: choose another"
             )
     asterisk.ami.permit = _clients(asterisk.ami.host)
     asterisk.sip_host, _ = _listener(asterisk.sip_listen)

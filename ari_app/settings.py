@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
-from audiosocket.settings import HostPort, NodeSettings
+from audiosocket.settings import ExotelOptions, HostPort, NodeSettings
 
 MAX_CUSTOM_PARAMETERS = 3
 MAX_CUSTOM_PARAMETER_CHARACTERS = 256
@@ -100,7 +100,7 @@ class TrunkSettings(Settings):
 
     identify: Annotated[list[str], Field(min_length=1)]
     """Addresses or networks (CIDR) of the carrier."""
-    codecs: Annotated[list[Codec], Field(min_length=1)] = [Codec.ALAW, Codec.ULAW]
+    codecs: Annotated[list[Codec], Field(min_length=1)] = Field(default_factory=lambda: [Codec.ALAW, Codec.ULAW])
     country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "IN"
     """ISO 3166 country in whose national format the trunk may give numbers."""
     max_calls: Annotated[int, Field(ge=1, le=10000)] | None = None
@@ -138,7 +138,7 @@ class ApplicationSettings(Settings):
     url: Annotated[str, Field(max_length=600)]
     """ws:// or wss:// URL. Credentials belong in `credentials`, not here."""
     dialect: Literal["exotel"] = "exotel"
-    dialect_options: dict[str, Any] = Field(default_factory=dict)
+    dialect_options: ExotelOptions = ExotelOptions()
     """Switches of the dialect, see docs/protocol-exotel.md."""
     credentials: Secret | None = None
     """`KEY:TOKEN`, sent as HTTP Basic authorization."""
@@ -243,8 +243,8 @@ class Config(NodeSettings):
         if both:
             raise ValueError(f"phones.{both[0]}: a trunk has this name too: rename one")
         claimed: list[tuple[Any, str]] = []
-        for name, trunk in self.trunks.items():
-            for text in trunk.identify:
+        for name, carrier in self.trunks.items():
+            for text in carrier.identify:
                 network = ipaddress.ip_network(text)
                 for other, owner in claimed:
                     if network.version == other.version and network.overlaps(other) and owner != name:

@@ -35,7 +35,7 @@ class StreamOwner(Protocol):
         """The socket takes no more, or takes again."""
 
 
-class AppStream(picows.WSListener):  # type: ignore[misc]
+class AppStream(picows.WSListener):
     """One open WebSocket."""
 
     def __init__(self, owner: StreamOwner, message_max_bytes: int) -> None:

@@ -43,7 +43,7 @@ _STANDALONE_DRAIN_SECONDS = 5.0
     type=click.Choice([form.value for form in MediaFormat]),
     default="slin",
     show_default=True,
-    help="Standalone: what Asterisk sends. The dialplan's AudioSocket() sends slin; Dial(AudioSocket/.../c(ulaw)) ulaw.",
+    help="Standalone: what Asterisk sends: slin from the dialplan's AudioSocket(), ulaw from Dial(.../c(ulaw)).",
 )
 @click.option(
     "--accept-any",

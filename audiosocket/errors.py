@@ -1,12 +1,12 @@
 """Errors of the media plane.
 
-    MediaError
-    ├── ConfigError             the operator's: a file or an option is wrong
-    ├── RemoteProtocolError     the peer's: what it sent breaks its protocol
-    │   ├── WireError           Asterisk broke AudioSocket framing
-    │   └── ApplicationError    the application broke its dialect or RFC 6455
-    ├── Unavailable             the environment's: a peer does not answer; `retryable` is True
-    └── SpecRefused             a connection whose call spec is unknown, used or expired
+MediaError
+├── ConfigError             the operator's: a file or an option is wrong
+├── RemoteProtocolError     the peer's: what it sent breaks its protocol
+│   ├── WireError           Asterisk broke AudioSocket framing
+│   └── ApplicationError    the application broke its dialect or RFC 6455
+├── Unavailable             the environment's: a peer does not answer; `retryable` is True
+└── SpecRefused             a connection whose call spec is unknown, used or expired
 """
 
 from __future__ import annotations

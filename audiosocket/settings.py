@@ -59,6 +59,13 @@ class StoreUrls(Settings):
         return value
 
 
+class ExotelOptions(Settings):
+    """Switches of the Exotel dialect, for what its documents leave open (see docs/protocol-exotel.md)."""
+
+    frame_ms: Annotated[int, Field(ge=20, le=100, multiple_of=20)] = 20
+    """Audio per media message towards the application, in ms."""
+
+
 class GatewaySettings(Settings):
     """The media workers of a gateway node."""
 

@@ -15,7 +15,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         rungs = [rung for rung in RUNGS if item.get_closest_marker(rung)]
         if len(rungs) != 1:
-            raise pytest.UsageError(f"{item.nodeid}: declares {rungs or 'no rung'}, must declare exactly one of {RUNGS}")
+            raise pytest.UsageError(
+                f"{item.nodeid}: declares {rungs or 'no rung'}, must declare exactly one of {RUNGS}"
+            )
         folder = item.path.parent.name
         if folder in RUNGS and folder != rungs[0]:
             raise pytest.UsageError(f"{item.nodeid}: is marked {rungs[0]} but lies in tests/{folder}")

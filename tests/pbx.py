@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
 from ari_app.settings import Config, load
 from tools.asterisk.install import AsteriskInstall
-from tools.asterisk.instance import AsteriskInstance
+from tools.asterisk.instance import AsteriskInstance, basic_authorization
 from tools.asterisk.local import free_ports, local_config
 from tools.asterisk.provide import provide
 
@@ -36,7 +37,7 @@ def asterisk_install() -> AsteriskInstall:
 
 @pytest_asyncio.fixture
 async def start_pbx(asterisk_install: AsteriskInstall, tmp_path: Path) -> AsyncIterator[StartPbx]:
-    """Starts Asterisks with the example's trunks; `changes` are merged into its settings. All are stopped at the end."""
+    """Starts Asterisks with the example's trunks; `changes` are merged into its settings. All are stopped."""
     started: list[AsteriskInstance] = []
 
     async def start(changes: dict[str, Any] | None = None, prepare: Callable[[Path], None] | None = None) -> Any:
@@ -58,7 +59,9 @@ def config_for(folder: Path, changes: dict[str, Any] | None = None) -> Config:
     return load(local_config(EXAMPLE, folder, changes=changes))
 
 
-async def sipp(pbx: AsteriskInstance, scenario: str, source: str, *options: str, status: int = 200, **keys: str) -> None:
+async def sipp(
+    pbx: AsteriskInstance, scenario: str, source: str, *options: str, status: int = 200, **keys: str
+) -> None:
     """Plays `scenario` once from the address `source`; the test fails when the other side departs from it.
 
     In a scenario file `.in`, @STATUS@ stands for `status`; `keys` fill the scenario's [keys].
@@ -122,3 +125,52 @@ async def ears(address: str) -> AsyncIterator[Ears]:
         yield protocol
     finally:
         transport.close()
+
+
+class Controller:
+    """A controller that does only what the test tells it."""
+
+    def __init__(self, session: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._session, self._socket = session, socket
+        self.seen: list[str] = []
+        """Types of the events so far."""
+        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def listen(self) -> None:
+        async for message in self._socket:
+            event = message.json()
+            self.seen.append(event["type"])
+            self._events.put_nowait(event)
+
+    async def next(self, kind: str) -> dict[str, Any]:
+        async with asyncio.timeout(10):
+            while True:
+                event = await self._events.get()
+                if event["type"] == kind:
+                    return event
+
+    async def post(self, path: str) -> None:
+        async with self._session.post(f"/ari/{path}") as response:
+            assert response.status < 300, await response.text()
+
+    async def delete(self, path: str) -> None:
+        async with self._session.delete(f"/ari/{path}") as response:
+            assert response.status < 300, await response.text()
+
+
+@contextlib.asynccontextmanager
+async def listening(pbx: AsteriskInstance) -> AsyncIterator[Controller]:
+    """A connected controller; while it is, calls are handed to it."""
+    ari = pbx.config.asterisk.ari
+    headers = basic_authorization(ari.username, ari.password.get_secret_value())
+    async with (
+        aiohttp.ClientSession(f"http://{ari.listen}", headers=headers) as session,
+        session.ws_connect(f"/ari/events?app={pbx.config.asterisk.app}") as socket,
+    ):
+        controller = Controller(session, socket)
+        reader = asyncio.create_task(controller.listen())
+        try:
+            yield controller
+        finally:
+            await socket.close()
+            await reader

@@ -11,7 +11,7 @@ import msgspec
 from ari_app.ari.models import Bridge, Channel, EpochMs, Playback, decode_custom
 from ari_app.errors import RemoteProtocolError
 
-_SHOWN = 200
+_SHOWN = 60
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):

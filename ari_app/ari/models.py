@@ -84,7 +84,7 @@ class Playback(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RtpStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """RTP and RTCP figures of one channel so far. Jitter and round trip are in seconds; what RTCP has not told is None."""
+    """RTP and RTCP figures of one channel so far. Jitter and round trip in seconds; None: RTCP has not told."""
 
     txcount: int
     """Packets sent to the peer."""

@@ -5,8 +5,8 @@ Under `state_dir`: `postgres/` (the cluster), `postgres.log`, `redis.log`, `stor
 the present, and ends with it.
 
 Invariants: one owner per `state_dir` (flock); the servers end when the owner ends, even by SIGKILL (the kernel signals
-them); only the owner's user, and root, can reach them: Unix sockets in a folder of mode 0700, no TCP. The sockets are
-in a short-named temporary folder, because a Unix socket's path has at most 107 bytes and a state directory may be deep.
+them); only the owner's user, and root, can reach them: Unix sockets in a folder of mode 0700, no TCP; the addresses
+are the same from one run to the next, so that clients find the servers again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -46,6 +47,10 @@ DATABASE = "trunkbridge"
 POSTGRES_MAJOR = "18"
 START_SECONDS = 60.0
 """PostgreSQL may have a crash to recover from."""
+
+# With room for the sockets' names and PostgreSQL's lock file.
+_SOCKET_DIR = re.compile(r"[A-Za-z0-9/_.-]{1,80}")
+_TEMPORARY_PREFIX = "trunkbridge-"
 
 log = structlog.get_logger(__name__)
 
@@ -92,7 +97,7 @@ class EmbeddedStores:
         try:
             await self._end_stale_run()
             user = server_user()
-            self._run = _new_run_dir(user)
+            self._run = _new_run_dir(self.state_dir, user)
             self.redis = self._redis_server(redis_binary, user)
             self.redis.start()
             self._servers = [self.redis]
@@ -225,7 +230,6 @@ class EmbeddedStores:
             owner=RunningProcess(pid=os.getpid(), started_ticks=ticks),
             postgres_process=self.postgres.running(),
             redis_process=self.redis.running(),
-            run_dir=str(self._run),
         )
         new = self.state_dir / f"{STORES_FILE}.new"
         new.write_bytes(msgspec.json.encode(record))
@@ -237,8 +241,6 @@ class EmbeddedStores:
         if record is not None:
             await _end(record.redis_process, signal.SIGKILL)
             await _end(record.postgres_process, signal.SIGINT)
-            if re.fullmatch(r"trunkbridge-\w+", Path(record.run_dir).name):
-                shutil.rmtree(record.run_dir, ignore_errors=True)
             (self.state_dir / STORES_FILE).unlink(missing_ok=True)
         pid_file = self._data / "postmaster.pid"
         with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
@@ -275,11 +277,21 @@ def _lock_state_dir(state_dir: Path) -> int:
     return descriptor
 
 
-def _new_run_dir(user: ServerUser) -> Path:
-    base = tempfile.gettempdir()
-    if not re.fullmatch(r"[A-Za-z0-9/_.-]{1,60}", base):
-        base = "/tmp"
-    path = Path(tempfile.mkdtemp(prefix="trunkbridge-", dir=base))
+def _new_run_dir(state_dir: Path, user: ServerUser) -> Path:
+    """A new folder for the sockets: below `state_dir`, or, where a Unix socket's path (at most 107 bytes) would be too
+    long or hold what the servers' options cannot, below the temporary folder."""
+    path = state_dir / "run"
+    if not _SOCKET_DIR.fullmatch(str(path)):
+        base = tempfile.gettempdir()
+        if not _SOCKET_DIR.fullmatch(f"{base}/{_TEMPORARY_PREFIX}{'0' * 16}"):
+            base = "/tmp"
+        name = hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:16]
+        path = Path(base, f"{_TEMPORARY_PREFIX}{name}")
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:  # another user's, who may do as he likes with his folder
+        path = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=path.parent))
     os.chown(path, user.uid, user.gid)
     return path
 

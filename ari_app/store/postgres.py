@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,7 +51,7 @@ def unavailable() -> Iterator[None]:
     """Raises `StoreUnavailable` in place of what says that PostgreSQL cannot be used now."""
     try:
         yield
-    except (OSError, asyncio.TimeoutError, asyncpg.InterfaceError) as error:
+    except (TimeoutError, OSError, asyncpg.InterfaceError) as error:
         raise StoreUnavailable("postgres", f"PostgreSQL cannot be used: {error or type(error).__name__}") from error
     except asyncpg.PostgresError as error:
         if is_about_the_data(error):

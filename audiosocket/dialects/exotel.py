@@ -35,7 +35,7 @@ class _AppMessage(msgspec.Struct):
     media: _Media | None = None
     mark: _MarkBody | None = None
     stream_sid: Any = None
-    streamSid: Any = None  # noqa: N815 - pipecat before August 2026 and others send it so
+    streamSid: Any = None
 
 
 _decode = msgspec.json.Decoder(_AppMessage).decode
@@ -150,4 +150,3 @@ class ExotelDialect:
 
 def _json_string(text: str) -> bytes:
     return msgspec.json.encode(text)
-

@@ -119,9 +119,9 @@ def _explain(problem: Any, data: dict[str, Any], path: Path) -> str:
     value: Any = data
     found = True
     for part in location:
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        if (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        ):
             value = value[part]
         elif problem["type"] == "missing" and part == location[-1]:
             found = False

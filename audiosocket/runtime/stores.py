@@ -6,6 +6,9 @@ and process ids in `stores.json`.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import redis.asyncio
 from redis.asyncio.connection import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from audiosocket.errors import ConfigError
 from audiosocket.settings import NodeSettings, StoreUrls
@@ -42,8 +46,6 @@ class EmbeddedRecord(msgspec.Struct, frozen=True, kw_only=True):
     owner: RunningProcess
     postgres_process: RunningProcess
     redis_process: RunningProcess
-    run_dir: str
-    """Folder of the Unix sockets."""
 
 
 def started_ticks(pid: int) -> int | None:
@@ -90,7 +92,7 @@ def resolve(settings: NodeSettings) -> StoreUrls:
 
 def open_redis(urls: StoreUrls, timeout_seconds: float = REDIS_TIMEOUT_SECONDS) -> redis.asyncio.Redis:
     """A client that connects on first use. Waiting for a connection, connecting, and a command's answer are each
-    limited to `timeout_seconds`.
+    limited to `timeout_seconds`; `redis_call` limits their sum.
 
     Nothing is repeated behind the caller's back: after a lost answer only the caller knows whether a second try is
     harmless.
@@ -105,6 +107,20 @@ def open_redis(urls: StoreUrls, timeout_seconds: float = REDIS_TIMEOUT_SECONDS) 
         socket_timeout=timeout_seconds,
         socket_connect_timeout=timeout_seconds,
         retry=Retry(NoBackoff(), 0),
+        protocol=2,  # the shape of answers would otherwise depend on the client's version
         **options,
     )
     return redis.asyncio.Redis.from_pool(pool)
+
+
+@asynccontextmanager
+async def redis_call(
+    unavailable: Callable[[str], Exception], timeout_seconds: float = REDIS_TIMEOUT_SECONDS
+) -> AsyncIterator[None]:
+    """Commands that together end within `timeout_seconds`; whatever goes wrong raises what `unavailable` makes."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            yield
+    except (RedisError, OSError, TimeoutError) as error:
+        text = str(error) or f"no answer within {timeout_seconds:g} s"
+        raise unavailable(f"Redis cannot be used: {text}") from error

@@ -176,7 +176,7 @@ def live_source(stalls: list[tuple[int, int]], ticks: int, frames: list[bytes]) 
     playout = Playout(300)
     arrived = 0
     depths = []
-    stall = {begin: length for begin, length in stalls}
+    stall = dict(stalls)
     late = 0
     for now in range(ticks):
         if now in stall:

@@ -176,7 +176,12 @@ def test_marks_without_end_are_bounded() -> None:
 
 def test_what_cannot_be_used_is_counted_and_the_call_goes_on() -> None:
     call = Call()
-    for message in (b"{", b'{"event":"x"}', b'{"event":"media","media":{"payload":"!"}}', b'{"event":"clear","stream_sid":"no"}'):
+    for message in (
+        b"{",
+        b'{"event":"x"}',
+        b'{"event":"media","media":{"payload":"!"}}',
+        b'{"event":"clear","stream_sid":"no"}',
+    ):
         call.session.app_text(message)
     call.session.ignore("binary")
     assert call.session.figures().ignored == {

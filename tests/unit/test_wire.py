@@ -72,5 +72,5 @@ def test_a_payload_that_does_not_fit_is_our_fault() -> None:
 
 
 def test_the_silence_frame_is_what_asterisk_understands() -> None:
-    assert wire.SILENCE_FRAME == b"\x10\x01\x40" + bytes(320)
+    assert b"\x10\x01\x40" + bytes(320) == wire.SILENCE_FRAME
     assert wire.HANGUP_FRAME == b"\x00\x00\x00"

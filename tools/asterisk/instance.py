@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +17,7 @@ import aiohttp
 
 from ari_app.asterisk_conf import AsteriskLayout, render, write
 from ari_app.settings import Config
+from audiosocket.settings import split_host_port
 from tools.asterisk.install import AsteriskInstall
 
 START_SECONDS = 40.0
@@ -90,6 +93,7 @@ class AsteriskInstance:
         if self.running:
             raise AsteriskFailed(f"the Asterisk in {self.folder} is running already")
         self._require_prompt()
+        self._require_ports()
         self._prepare_folders()
         write(render(self.config, self.layout), self.layout.etc)
         guarded = Path(__file__).with_name("guarded.py")
@@ -175,8 +179,28 @@ class AsteriskInstance:
         prompt = self.config.asterisk.fallback_prompt
         if not any(self.install.sounds.glob(f"{prompt}.*")):
             raise AsteriskFailed(
-                f"asterisk.fallback_prompt: there is no sound {prompt!r} in {self.install.sounds}: name one that is there"
+                f"asterisk.fallback_prompt: no sound {prompt!r} in {self.install.sounds}: name one that is there"
             )
+
+    def _require_ports(self) -> None:
+        # Asterisk would start without the listener and only say so in its log.
+        settings = self.config.asterisk
+        for place, listen, kind in (
+            ("asterisk.ari.listen", settings.ari.listen, socket.SOCK_STREAM),
+            ("asterisk.ami.listen", settings.ami.listen, socket.SOCK_STREAM),
+            ("asterisk.sip_listen", settings.sip_listen, socket.SOCK_DGRAM),
+        ):
+            host, port = split_host_port(listen)
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as probe:
+                if kind == socket.SOCK_STREAM:
+                    # Connections of an earlier run that are only timing out are in nobody's way.
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    raise AsteriskFailed(
+                        f"{place}: {listen} cannot be listened on: {error.strerror}: end what uses it or choose another"
+                    ) from None
 
     def _prepare_folders(self) -> None:
         run = self.folder / "run"
@@ -190,9 +214,9 @@ class AsteriskInstance:
 
     async def _until_ready(self) -> None:
         ari = self.config.asterisk.ari
-        auth = aiohttp.BasicAuth(ari.username, ari.password.get_secret_value(), encoding="utf-8")
+        headers = basic_authorization(ari.username, ari.password.get_secret_value())
         url = f"http://{ari.listen}/ari/asterisk/info?only=status"
-        async with aiohttp.ClientSession(auth=auth) as session:
+        async with aiohttp.ClientSession(headers=headers) as session:
             while not await _answers(session, url):
                 if not self.running:
                     assert self._process is not None
@@ -200,6 +224,11 @@ class AsteriskInstance:
                 await asyncio.sleep(_POLL_SECONDS)
         # ARI answers as soon as its own module is up; others may still be loading.
         await self.rx("core waitfullybooted")
+
+
+def basic_authorization(username: str, password: str) -> dict[str, str]:
+    """The header of HTTP Basic authorization (RFC 7617, UTF-8)."""
+    return {"Authorization": "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()}
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:

@@ -111,6 +111,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         known = merged.get(key)
         # A secret is one value, not a mapping to be merged.
-        whole = isinstance(value, dict) and set(value) in ({"file"}, {"env"})
-        merged[key] = _merge(known, value) if isinstance(known, dict) and isinstance(value, dict) and not whole else value
+        secret = isinstance(value, dict) and set(value) in ({"file"}, {"env"})
+        both = isinstance(known, dict) and isinstance(value, dict)
+        merged[key] = _merge(dict(known or {}), value) if both and not secret else value
     return merged

@@ -52,7 +52,9 @@ def provide(cache_dir: Path | None = None, progress: Progress = lambda line: Non
 
 def system_asterisk(progress: Progress) -> AsteriskInstall | None:
     """The machine's own Asterisk, or None when there is none that will do (`progress` is told why)."""
-    binary = shutil.which("asterisk", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin")))
+    # Not every user has the sbin folders in PATH.
+    places = (os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin")
+    binary = shutil.which("asterisk", path=os.pathsep.join(places))
     if binary is None:
         return None
     try:

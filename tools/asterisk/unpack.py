@@ -31,9 +31,7 @@ from tools.asterisk.install import (
 SUITE = "sid"
 PACKAGES = ("asterisk", "asterisk-modules", "asterisk-core-sounds-en")
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
-KEYRINGS = tuple(
-    Path("/usr/share/keyrings") / f"debian-archive-keyring.{suffix}" for suffix in ("gpg", "pgp")
-)
+KEYRINGS = tuple(Path("/usr/share/keyrings") / f"debian-archive-keyring.{suffix}" for suffix in ("gpg", "pgp"))
 
 # machine (uname -m) -> Debian's architecture, folder of libraries, dynamic loader
 _MACHINES = {
@@ -111,7 +109,9 @@ def _damage(root: Path) -> str | None:
 def _size(root: Path) -> list[int]:
     """Number of files below `root` and the sum of their sizes in bytes, the stamp left out."""
     files = [
-        os.lstat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(root) for name in names
+        os.lstat(os.path.join(folder, name)).st_size
+        for folder, _, names in os.walk(root)
+        for name in names
         if name != _STAMP
     ]
     return [len(files), sum(files)]

@@ -32,7 +32,8 @@ def _spectrum(samples: Pcm, rate: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Frequencies in Hz and the power at each."""
     if len(samples) < rate // 50:
         raise ValueError(f"{len(samples)} samples are too few to hear a tone in: 20 ms ({rate // 50}) at least")
-    power = np.square(np.abs(np.fft.rfft(samples * np.hanning(len(samples)))))
+    # Without the mean, or an offset would leak through the window into the whole spectrum.
+    power = np.square(np.abs(np.fft.rfft((samples - np.mean(samples)) * np.hanning(len(samples)))))
     hz = np.fft.rfftfreq(len(samples), 1 / rate)
     power[hz < LOWEST_HZ] = 0.0
     return hz, power

@@ -12,7 +12,6 @@ import asyncio
 import itertools
 import re
 import shutil
-import signal
 import socket
 import time
 import uuid
@@ -212,12 +211,12 @@ class Carrier:
             call.peer.close()
         if self._process is None or self._process.returncode is not None:
             return
-        # SIPp ends when its twin has gone.
+        self._process.terminate()
         try:
-            async with asyncio.timeout(STOP_SECONDS if self._writer is not None else 0):
+            async with asyncio.timeout(STOP_SECONDS):
                 await self._process.wait()
         except TimeoutError:
-            self._process.send_signal(signal.SIGKILL)
+            self._process.kill()
             await self._process.wait()
 
     def call(self, callee: str, caller: str = "+919000000001") -> Call:

@@ -1,0 +1,39 @@
+# make run    everything set up, a real call through a real Asterisk, then it stays up for yours
+# make demo   the same call once; exits 0 only if it carried audio both ways
+# make test   lint, types and all tests;  make test RUNG=unit|loop|store|asterisk  one rung
+# make bench  measure (slow);  make lint;  make clean
+
+PY := .venv/bin/python
+RUNG ?=
+
+.PHONY: run demo test lint bench clean setup setup-test
+
+run: setup
+	@$(PY) -m tools.run
+
+demo: setup
+	@$(PY) -m tools.run --once
+
+setup:
+	@tools/setup.sh run
+
+setup-test:
+	@tools/setup.sh test
+
+test: setup-test
+	@$(if $(RUNG),,$(MAKE) --no-print-directory lint)
+	@$(PY) -m pytest $(if $(RUNG),-m $(RUNG),)
+
+lint: setup-test
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports
+	@.venv/bin/codespell
+	@echo "lint: good"
+
+bench: setup-test
+	@$(PY) -m tools.bench
+
+clean:
+	rm -rf .run .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""The command line: click groups that format rows and hold no rules."""

@@ -1,0 +1,88 @@
+"""`trunkbridge`: the operator's and the supervisor's way in.
+
+Commands are imported when they are called: the gateway node has neither the control plane's libraries loaded nor its
+configuration, and completion answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from audiosocket import __version__
+from audiosocket.errors import MediaError
+
+_COMMANDS = {
+    "calls": ("ari_app.cli.calls:calls", "List, show, watch and hang up calls."),
+    "channels": ("ari_app.cli.channels:channels", "List, show and hang up Asterisk's live channels."),
+    "completion": ("ari_app.cli.completion:completion", "Print the completion script of a shell."),
+    "config": ("ari_app.cli.config:config", "Check a configuration file, render Asterisk's."),
+    "controller": ("ari_app.controller.process:controller", "Run the call controller of a PBX node."),
+    "db": ("ari_app.cli.db:db", "Migrate the database."),
+    "gateway": ("audiosocket.cli:gateway", "Run one media worker, configured or standalone."),
+    "stores": ("ari_app.store.command:stores", "Run the embedded PostgreSQL and Redis."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_text) for name, (_, help_text) in sorted(_COMMANDS.items())])
+
+
+@click.command(cls=LazyGroup)
+@click.version_option(__version__, prog_name="trunkbridge")
+def trunkbridge() -> None:
+    """Run AI voice applications on your own SIP trunks.
+
+    Configuration is one YAML file, given with --config or in TRUNKBRIDGE_CONFIG. Exit codes: 0 done, 1 failed, 2 wrong
+    usage.
+    """
+
+
+def main() -> None:
+    """The console script: every error of ours becomes one clear line and exit code 1."""
+    # Imported here: it would cost the gateway node a control plane import otherwise.
+    from ari_app.errors import TrunkbridgeError
+
+    try:
+        trunkbridge(prog_name="trunkbridge")
+    except (MediaError, TrunkbridgeError) as error:
+        _fail(error)
+    except BaseExceptionGroup as group:
+        ours, rest = group.split((MediaError, TrunkbridgeError))
+        if rest is not None or ours is None:
+            raise
+        _fail(_first(ours))
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _fail(error: BaseException) -> None:
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""A call's record as it grows: the row, and one event for every transition."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from ari_app.call.machine import Transition
+from ari_app.domain.termination import Termination
+from ari_app.store.records import CallEvent, CallRow
+from ari_app.store.writer import RecordWriter
+from audiosocket.callspec import CallReport
+
+
+def now() -> datetime:
+    """The present, aware."""
+    return datetime.now(UTC)
+
+
+def from_ms(at_ms: int) -> datetime:
+    """Unix time in ms, aware."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC)
+
+
+def report_events(report: CallReport) -> list[CallEvent]:
+    """What the worker saw, as events of the call."""
+    # One worker may carry two legs of a call one after the other: the leg is part of the source.
+    source = f"{report.worker_id}:{report.leg_uuid[:8]}"
+    return [
+        CallEvent(
+            call_id=report.call_id,
+            source=source,
+            seq=number,
+            at=from_ms(milestone.at_ms),
+            event=f"media_{milestone.event}",
+            cause=str(milestone.detail["reason"]) if "reason" in milestone.detail else None,
+            detail=milestone.detail,
+        )
+        for number, milestone in enumerate(report.milestones)
+    ]
+
+
+class Story:
+    """Writes one call's row and events; `row` is what has been written last."""
+
+    def __init__(self, row: CallRow, source: str, writer: RecordWriter) -> None:
+        self.row = row
+        self._source = source
+        self._writer = writer
+        self._seq = 0
+        self._began = time.monotonic()
+
+    def update(self, **changes: Any) -> None:
+        """Changes columns of the row."""
+        self.row = dataclasses.replace(self.row, **changes)
+        self._writer.call(self.row)
+
+    def transition(self, step: Transition, cause: str = "", **detail: Any) -> None:
+        """One step of the state machine."""
+        self.event(step.trigger.value, step.source.value, step.target.value, cause, **detail)
+
+    def event(
+        self, name: str, source: str | None = None, target: str | None = None, cause: str = "", **detail: Any
+    ) -> None:
+        """Something that happened to the call."""
+        self._seq += 1
+        detail = {key: value for key, value in detail.items() if value not in (None, "")}
+        detail["after_ms"] = round((time.monotonic() - self._began) * 1000)
+        self._writer.event(
+            CallEvent(
+                call_id=self.row.call_id,
+                source=self._source,
+                seq=self._seq,
+                at=now(),
+                event=name,
+                from_state=source,
+                to_state=target,
+                cause=cause or None,
+                detail=detail,
+            )
+        )
+
+    def reported(self, report: CallReport) -> None:
+        """The worker's report: its milestones and its figures."""
+        for event in report_events(report):
+            self._writer.event(event)
+        self.row = dataclasses.replace(self.row, media=report.figures)
+
+    def close(self, state: str, termination: Termination) -> None:
+        """The call is over."""
+        self.update(
+            state=state,
+            ended_at=now(),
+            result=termination.result.value,
+            reason=termination.reason,
+            detail=termination.detail or None,
+            hangup_cause=termination.hangup_cause,
+        )

@@ -1,0 +1,236 @@
+"""The control plane's side of Redis, leases apart: call specs, workers, reports, and operators' commands."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from itertools import islice
+from typing import Any, Literal, NoReturn, TypeVar
+
+import msgspec
+import redis.asyncio
+import redis.exceptions
+import structlog
+from redis.asyncio.client import PubSub
+
+from ari_app.errors import StoreUnavailable, Unavailable
+from audiosocket.callspec import (
+    KEY_PREFIX,
+    SPEC_GRACE_SECONDS,
+    WORKERS_KEY,
+    CallReport,
+    CallSpec,
+    WorkerInfo,
+    report_stream,
+    spec_key,
+    worker_key,
+)
+from audiosocket.runtime.stores import redis_call
+
+REPORT_GROUP = "controller"
+READ_ITEMS = 100
+ACKNOWLEDGE_ITEMS = 1000
+BLOCK_SECONDS = 1.0
+"""How long one read waits for news; below the client's time limit."""
+BACKOFF_FIRST_SECONDS = 0.1
+BACKOFF_MAX_SECONDS = 2.0
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator asks of a controller."""
+
+    verb: Literal["hangup"]
+    call_id: str
+    by: str
+    """Who asked, for the call's story."""
+
+
+def commands_channel(node: str) -> str:
+    """Channel on which the controller of a PBX node hears commands."""
+    return f"{KEY_PREFIX}commands:{node}"
+
+
+def redis_unavailable(text: str) -> StoreUnavailable:
+    """The error of a Redis that cannot be used."""
+    return StoreUnavailable("redis", text)
+
+
+def _decode(payload: bytes, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except msgspec.MsgspecError as error:
+        log.error("unreadable", kind=kind.__name__, why=str(error))
+        return None
+
+
+async def _pause(failures: int) -> None:
+    await asyncio.sleep(random.uniform(0, min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10))))
+
+
+class Present:
+    """Single steps. Every method ends within the time limit of `redis_call` and raises `StoreUnavailable`."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._redis = client
+
+    async def put_spec(self, spec: CallSpec) -> None:
+        """Announce a media leg; to be done before Asterisk dials the worker."""
+        lifetime_ms = max(0, spec.expires_at_ms - spec.created_at_ms) + SPEC_GRACE_SECONDS * 1000
+        async with redis_call(redis_unavailable):
+            await self._redis.set(spec_key(spec.leg_uuid), msgspec.json.encode(spec), px=lifetime_ms)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """The media workers that are alive, by id."""
+        async with redis_call(redis_unavailable):
+            members: Any = await self._redis.smembers(WORKERS_KEY)
+            keys = [worker_key(member.decode()) for member in sorted(members)]
+            payloads: Any = await self._redis.mget(keys) if keys else []
+        found = (_decode(payload, WorkerInfo) for payload in payloads if payload is not None)
+        return [info for info in found if info is not None]
+
+    async def send_command(self, node: str, command: Command) -> None:
+        """Tell the controller of `node`. Raises `Unavailable` when no controller of that node listens."""
+        async with redis_call(redis_unavailable):
+            heard = await self._redis.publish(commands_channel(node), msgspec.json.encode(command))
+        if not heard:
+            raise Unavailable("no_controller", f"no controller of node {node!r} listens: is it running?")
+
+
+class ReportReader:
+    """Reads the reports of a node's calls, each at least once.
+
+    A report is acknowledged, and removed, only when `durable` returns after it was handled. What was handed out and
+    not acknowledged, for instance because the controller was killed, is handed out again at the next start: handling
+    a report twice must change nothing.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, node: str, durable: Callable[[], Awaitable[None]]) -> None:
+        """`durable` returns when all that was handled up to now is stored (`RecordWriter.barrier`)."""
+        self._redis = client
+        self._stream = report_stream(node)
+        self._consumer = node
+        self._durable = durable
+        self._handled: set[bytes] = set()
+        self._to_acknowledge = asyncio.Event()
+
+    async def run(self, handle: Callable[[CallReport], Awaitable[None]]) -> None:
+        """Hand every report to `handle`, for ever. While Redis is away it waits; what `handle` raises ends it."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._acknowledge(), name="report-acknowledge")
+            tasks.create_task(self._read(handle), name="report-read")
+
+    async def _read(self, handle: Callable[[CallReport], Awaitable[None]]) -> None:
+        failures = 0
+        cursor: bytes | None = None  # None: the group may not exist; b">": only what nobody was given yet
+        while True:
+            try:
+                if cursor is None:
+                    await self._ensure_group()
+                    cursor = b"0"
+                entries = await self._fetch(cursor)
+            except StoreUnavailable as error:
+                if failures == 0:
+                    log.warning("reports_unreadable", stream=self._stream, why=str(error))
+                failures += 1
+                cursor = None  # an answer may have been lost with reports in it: they are pending, ask for those first
+                await _pause(failures)
+                continue
+            failures = 0
+            for entry_id, payload in entries:
+                if entry_id not in self._handled:
+                    report = None if payload is None else _decode(payload, CallReport)
+                    if report is not None:
+                        await handle(report)
+                    self._handled.add(entry_id)
+                    self._to_acknowledge.set()
+            if cursor != b">":
+                cursor = entries[-1][0] if entries else b">"
+
+    async def _ensure_group(self) -> None:
+        async with redis_call(redis_unavailable):
+            try:
+                await self._redis.xgroup_create(self._stream, REPORT_GROUP, id="0", mkstream=True)
+            except redis.exceptions.ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    async def _fetch(self, cursor: bytes) -> list[tuple[bytes, bytes | None]]:
+        """(id, payload) of the next entries; the payload of one that was trimmed away meanwhile is None."""
+        async with redis_call(redis_unavailable, BLOCK_SECONDS * 2):
+            answer: Any = await self._redis.xreadgroup(
+                REPORT_GROUP,
+                self._consumer,
+                {self._stream: cursor},
+                count=READ_ITEMS,
+                block=int(BLOCK_SECONDS * 1000),
+            )
+        return [
+            (entry_id, (fields or {}).get(b"report")) for _, entries in answer or [] for entry_id, fields in entries
+        ]
+
+    async def _acknowledge(self) -> None:
+        failures = 0
+        while True:
+            await self._to_acknowledge.wait()
+            self._to_acknowledge.clear()
+            ids = list(islice(self._handled, ACKNOWLEDGE_ITEMS))
+            await self._durable()
+            try:
+                async with redis_call(redis_unavailable), self._redis.pipeline(transaction=True) as pipeline:
+                    pipeline.xack(self._stream, REPORT_GROUP, *ids)
+                    pipeline.xdel(self._stream, *ids)
+                    await pipeline.execute()
+            except StoreUnavailable:
+                failures += 1
+                self._to_acknowledge.set()
+                await _pause(failures)
+                continue
+            failures = 0
+            self._handled.difference_update(ids)
+            if self._handled:
+                self._to_acknowledge.set()
+
+
+class CommandReader:
+    """Hears the commands for a node's controller."""
+
+    def __init__(self, client: redis.asyncio.Redis, node: str) -> None:
+        self._redis = client
+        self._channel = commands_channel(node)
+
+    async def run(self, handle: Callable[[Command], Awaitable[None]]) -> None:
+        """Hand every command to `handle`, for ever. While Redis is away none is heard, and the sender is told so."""
+        failures = 0
+        while True:
+            try:
+                async with self._redis.pubsub() as listener:
+                    async with redis_call(redis_unavailable):
+                        await listener.subscribe(self._channel)
+                    failures = 0
+                    await self._listen(listener, handle)
+            except StoreUnavailable as error:
+                if failures == 0:
+                    log.warning("commands_unheard", channel=self._channel, why=str(error))
+                failures += 1
+                await _pause(failures)
+
+    async def _listen(self, listener: PubSub, handle: Callable[[Command], Awaitable[None]]) -> NoReturn:
+        pinged = False
+        while True:
+            async with redis_call(redis_unavailable, BLOCK_SECONDS * 2):
+                message = await listener.get_message(ignore_subscribe_messages=True, timeout=BLOCK_SECONDS)
+                if message is None:
+                    # Silence is the rule here, and does not tell a quiet Redis from one that cannot be reached.
+                    if pinged:
+                        raise redis_unavailable("no answer to a ping")
+                    await listener.ping()
+            pinged = message is None
+            if message is not None and message["type"] == "message":
+                command = _decode(message["data"], Command)
+                if command is not None:
+                    await handle(command)

@@ -1,0 +1,150 @@
+"""The worker's side of Redis: it takes call specs, announces itself, and leaves reports.
+
+A spec is taken at most once, by one script: the worker that gets it, and the memory that it was taken, are one step.
+A take whose answer is lost is not repeated: it may have happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from typing import Any
+
+import msgspec
+import redis.asyncio
+import structlog
+
+from audiosocket.callspec import (
+    HEARTBEAT_TTL_MS,
+    WORKERS_KEY,
+    CallReport,
+    CallSpec,
+    WorkerInfo,
+    spec_key,
+    taken_key,
+    worker_key,
+)
+from audiosocket.errors import SpecRefused, Unavailable
+from audiosocket.runtime.stores import open_redis, redis_call, resolve
+from audiosocket.settings import NodeSettings
+
+REPORTS_WAITING_MAX = 10_000
+REPORT_STREAM_MAX = 20_000
+"""About how many reports a stream keeps when no controller reads it."""
+REPORT_FIELD = "report"
+CLOSE_SECONDS = 5.0
+BACKOFF_FIRST_SECONDS = 0.1
+BACKOFF_MAX_SECONDS = 2.0
+
+# KEYS: spec, taken marker. Runs on Redis 6.2, where scripts replicate their effects, so that TIME may come first.
+_TAKE = """
+local spec = redis.call('GET', KEYS[1])
+if not spec then
+    return {redis.call('EXISTS', KEYS[2]) == 1 and 'reused' or 'unknown'}
+end
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local readable, fields = pcall(cjson.decode, spec)
+if readable and tonumber(fields.expires_at_ms) < now_ms then
+    return {'expired'}
+end
+local rest_ms = math.max(redis.call('PTTL', KEYS[1]), 1)
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[2], '1', 'PX', rest_ms)
+return {'taken', spec}
+"""
+
+log = structlog.get_logger(__name__)
+
+
+class Registry:
+    """One worker's connection to the controllers. Every call ends within `REDIS_TIMEOUT_SECONDS`."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._redis = client
+        self._take = client.register_script(_TAKE)
+        self._reports: deque[tuple[str, bytes]] = deque()
+        self._sender: asyncio.Task[None] | None = None
+        self.reports_lost = 0
+
+    async def take(self, leg_uuid: str) -> CallSpec:
+        """The call that a media leg stands for, given out once.
+
+        Raises `SpecRefused` (`unknown`, `reused`, `expired`), or `Unavailable` when Redis cannot tell.
+        """
+        async with redis_call(Unavailable):
+            answer: list[Any] = await self._take(keys=[spec_key(leg_uuid), taken_key(leg_uuid)])
+        status = answer[0].decode()
+        if status != "taken":
+            raise SpecRefused(status)
+        try:
+            return msgspec.json.decode(answer[1], type=CallSpec)
+        except msgspec.MsgspecError as error:
+            log.error("call_spec_unreadable", why=str(error))
+            raise SpecRefused("unknown") from error
+
+    async def heartbeat(self, info: WorkerInfo) -> None:
+        """Announce the worker for `HEARTBEAT_TTL_MS`. Raises `Unavailable`."""
+        async with redis_call(Unavailable), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.set(worker_key(info.worker_id), msgspec.json.encode(info), px=HEARTBEAT_TTL_MS)
+            pipeline.sadd(WORKERS_KEY, info.worker_id)
+            await pipeline.execute()
+
+    async def deregister(self, worker_id: str) -> None:
+        """Take the announcement back. Without Redis it ends by itself within `HEARTBEAT_TTL_MS`."""
+        try:
+            async with redis_call(Unavailable), self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.delete(worker_key(worker_id))
+                pipeline.srem(WORKERS_KEY, worker_id)
+                await pipeline.execute()
+        except Unavailable as error:
+            log.warning("worker_not_deregistered", worker_id=worker_id, why=str(error))
+
+    async def report(self, stream: str, report: CallReport) -> None:
+        """Leave a report for the controller that reads `stream`; returns at once, and is repeated until it is stored.
+
+        The oldest report gives way when `REPORTS_WAITING_MAX` wait.
+        """
+        if len(self._reports) >= REPORTS_WAITING_MAX:
+            self._reports.popleft()
+            self.reports_lost += 1
+            log.error("report_lost", waiting=len(self._reports), lost=self.reports_lost)
+        self._reports.append((stream, msgspec.json.encode(report)))
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send_reports(), name="registry-reports")
+
+    async def close(self) -> None:
+        """Store the reports that still wait, for at most `CLOSE_SECONDS`, and disconnect."""
+        if self._sender is not None:
+            await asyncio.wait((self._sender,), timeout=CLOSE_SECONDS)
+            self._sender.cancel()
+            await asyncio.gather(self._sender, return_exceptions=True)
+        if self._reports:
+            self.reports_lost += len(self._reports)
+            log.error("report_lost", waiting=len(self._reports), lost=self.reports_lost)
+        await self._redis.aclose()
+
+    async def _send_reports(self) -> None:
+        failures = 0
+        while self._reports:
+            head = self._reports[0]
+            stream, payload = head
+            try:
+                async with redis_call(Unavailable):
+                    await self._redis.xadd(stream, {REPORT_FIELD: payload}, maxlen=REPORT_STREAM_MAX, approximate=True)
+            except Unavailable as error:
+                if failures == 0:
+                    log.warning("reports_wait", waiting=len(self._reports), why=str(error))
+                ceiling = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10))
+                failures += 1
+                await asyncio.sleep(random.uniform(0, ceiling))
+                continue
+            if self._reports and self._reports[0] is head:  # it may have given way meanwhile
+                self._reports.popleft()
+            failures = 0
+
+
+def open_registry(settings: NodeSettings) -> Registry:
+    """The registry of a node's store. Raises `ConfigError` when embedded stores are asked for and do not run."""
+    return Registry(open_redis(resolve(settings)))

@@ -1,0 +1,112 @@
+"""One supervised child process: its own log file, a sign that it is ready, and an end that is certain.
+
+A child ends with its parent, however the parent ends (PR_SET_PDEATHSIG, set by `asterisk/guarded.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+STOP_SECONDS = 15.0
+_GUARDED = Path(__file__).with_name("asterisk") / "guarded.py"
+_TAIL_LINES = 15
+
+
+class ProcessFailed(Exception):
+    """A process did not start, did not become ready, or ended by itself; the text ends with its log's tail."""
+
+
+class Process:
+    """A child; `start` returns when `ready` has appeared in its output, `stop` when it has ended."""
+
+    def __init__(self, name: str, argv: list[str], log_file: Path, ready: str, environment: dict[str, str]) -> None:
+        self.name = name
+        self.log_file = log_file
+        self._argv = argv
+        self._ready = ready
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id. Raises `ProcessFailed` when it does not run."""
+        if not self.running:
+            raise self._failure("does not run")
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self, seconds: float = 30.0) -> None:
+        """Starts the process and waits for its sign of readiness. Raises `ProcessFailed`."""
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        offset = self.log_file.stat().st_size if self.log_file.exists() else 0
+        with self.log_file.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", str(_GUARDED), str(os.getpid()), *self._argv),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"} | self._environment,
+                # A Ctrl-C at the terminal is for the supervisor, which then stops its children in order.
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + seconds
+        while True:
+            with self.log_file.open("rb") as log:
+                log.seek(offset)
+                if self._ready.encode() in log.read():
+                    return
+            if not self.running:
+                raise self._failure(f"ended with status {self._process.returncode}")
+            if time.monotonic() > deadline:
+                await self.stop()
+                raise self._failure(f"was not ready within {seconds:g} s")
+            await asyncio.sleep(0.02)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the process. Raises `ProcessFailed` when it does not run."""
+        os.kill(self.pid, number)
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL for a process that does not end in time."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def kill(self) -> None:
+        """Ends the process at once, as a crash would."""
+        if self._process is not None and self.running:
+            self._process.kill()
+            await self._process.wait()
+
+    def text(self) -> str:
+        """All that it has written."""
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def cpu_seconds(self) -> float:
+        """Processor time used so far."""
+        with open(f"/proc/{self.pid}/stat", encoding="utf-8") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def _failure(self, what: str) -> ProcessFailed:
+        tail = "\n".join(self.text().splitlines()[-_TAIL_LINES:])
+        return ProcessFailed(f"{self.name} {what}; the end of {self.log_file}:\n{tail}")
