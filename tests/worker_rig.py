@@ -207,12 +207,29 @@ class Rig:
 @asynccontextmanager
 async def rig(**options: Any) -> AsyncIterator[Rig]:
     """A running worker and application, stopped in order at the end."""
+    async with serving() as app:
+        async for rigged in _rigged(app, options):
+            yield rigged
+
+
+@asynccontextmanager
+async def serving(port: int = 0) -> AsyncIterator[Application]:
+    """An application that listens; what still hangs at the end is released."""
     app = Application()
-    runner = web.AppRunner(_web(app), access_log=None, shutdown_timeout=0.2)
+    web_app = web.Application()
+    web_app.router.add_get("/bot", app.handle)
+    runner = web.AppRunner(web_app, access_log=None, shutdown_timeout=0.2)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
     app.url = f"ws://127.0.0.1:{runner.addresses[0][1]}/bot"
+    try:
+        yield app
+    finally:
+        app.released.set()
+        await runner.cleanup()
+
+
+async def _rigged(app: Application, options: dict[str, Any]) -> AsyncIterator[Rig]:
     source = AnnouncedCalls()
     values = {"worker_id": "test/0", "node": "test", "host": "127.0.0.1", "port": 0, "advertise": "127.0.0.1"}
     worker = Worker(WorkerOptions(**(values | {"capacity": 50, "drain_seconds": 5} | options)), source)
@@ -229,14 +246,7 @@ async def rig(**options: Any) -> AsyncIterator[Rig]:
         stop.requested.set()
         stop.at_once.set()
         await running
-        await runner.cleanup()
         assert not worker.calls
         assert not worker._legs
         assert not worker._tasks
         assert source.closed
-
-
-def _web(app: Application) -> web.Application:
-    application = web.Application()
-    application.router.add_get("/bot", app.handle)
-    return application

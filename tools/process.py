@@ -37,7 +37,7 @@ class Process:
     def pid(self) -> int:
         """Process id. Raises `ProcessFailed` when it does not run."""
         if not self.running:
-            raise self._failure("does not run")
+            raise self.failure("does not run")
         assert self._process is not None
         return self._process.pid
 
@@ -67,10 +67,10 @@ class Process:
                 if self._ready.encode() in log.read():
                     return
             if not self.running:
-                raise self._failure(f"ended with status {self._process.returncode}")
+                raise self.failure(f"ended with status {self._process.returncode}")
             if time.monotonic() > deadline:
                 await self.stop()
-                raise self._failure(f"was not ready within {seconds:g} s")
+                raise self.failure(f"was not ready within {seconds:g} s")
             await asyncio.sleep(0.02)
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -107,6 +107,7 @@ class Process:
             fields = stat.read().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def _failure(self, what: str) -> ProcessFailed:
+    def failure(self, what: str) -> ProcessFailed:
+        """The error that this process `what`, with the end of its log."""
         tail = "\n".join(self.text().splitlines()[-_TAIL_LINES:])
         return ProcessFailed(f"{self.name} {what}; the end of {self.log_file}:\n{tail}")

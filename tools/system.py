@@ -6,12 +6,14 @@ One supervisor starts them in order, each when the one before answers, and stops
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import secrets
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import urlsplit
 
 from ari_app.settings import Config, load
 from ari_app.store.calls import CallStore
@@ -47,6 +49,15 @@ def make_secrets(config_path: Path) -> None:
     visit(read_yaml(config_path))
 
 
+def runs_here(url: str) -> bool:
+    """Whether an application of ours is to listen at `url`: ws:// on a loopback address. Any other is its owner's."""
+    parts = urlsplit(url)
+    try:
+        return parts.scheme == "ws" and ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return parts.scheme == "ws" and parts.hostname == "localhost"
+
+
 class System:
     """An async context manager. `progress` is told each step as it is done."""
 
@@ -65,7 +76,11 @@ class System:
             self._trunkbridge("gateway", "worker_ready", "--worker", str(index), name=f"gateway@{index}")
             for index in range(self.config.gateway.workers)
         ]
-        self.applications = {name: self._application(name) for name in APPLICATIONS if name in self.config.applications}
+        self.applications = {
+            name: self._application(name, settings.url)
+            for name, settings in self.config.applications.items()
+            if name in APPLICATIONS and runs_here(settings.url)
+        }
         self._progress = progress
 
     async def __aenter__(self) -> System:
@@ -88,16 +103,25 @@ class System:
         def done(what: str) -> None:
             self._progress(f"{time.monotonic() - began:5.1f} s  {what}")
 
-        async with asyncio.TaskGroup() as tasks:
-            # Asterisk needs nothing of the others, and takes the longest.
-            asterisk = tasks.create_task(self.asterisk.start())
-            await self.stores.start()
-            applied = await migrate(resolve(self.config))
-            done(f"PostgreSQL and Redis answer{f', {len(applied)} migrations applied' if applied else ''}")
-            await asyncio.gather(*(process.start() for process in (*self.applications.values(), *self.workers)))
-            done(f"{len(self.applications)} applications and {len(self.workers)} media worker(s) listen")
-            await asterisk
-            done(f"Asterisk {self.install.version} is up ({self.install.origin})")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                # Asterisk needs nothing of the others, and takes the longest.
+                asterisk = tasks.create_task(self.asterisk.start())
+                await self.stores.start()
+                applied = await migrate(resolve(self.config))
+                done(f"PostgreSQL and Redis answer{f', {len(applied)} migrations applied' if applied else ''}")
+                async with asyncio.TaskGroup() as starting:
+                    for process in (*self.applications.values(), *self.workers):
+                        starting.create_task(process.start())
+                done(f"{len(self.applications)} applications and {len(self.workers)} media worker(s) listen")
+                await asterisk
+                done(f"Asterisk {self.install.version} is up ({self.install.origin})")
+        except BaseExceptionGroup as group:
+            # What failed first is what the reader can act on; the others ended because of it.
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
         await self.controller.start()
         done("the controller is connected: calls are answered")
 
@@ -108,15 +132,21 @@ class System:
         await asyncio.gather(*(process.stop() for process in (*self.workers, *self.applications.values())))
         await self.stores.stop()
 
+    async def kill(self) -> None:
+        """Ends everything at once, calls or not; only the stores are let close their files, which takes no time."""
+        processes = (self.controller, self.asterisk, *self.workers, *self.applications.values())
+        await asyncio.gather(*(process.kill() for process in processes))
+        await self.stores.stop()
+
     async def wait_failed(self) -> ProcessFailed:
         """Returns when one of the processes has ended by itself."""
         processes = [self.stores, self.controller, *self.workers, *self.applications.values()]
         while True:
             for process in processes:
                 if not process.running:
-                    return ProcessFailed(f"{process.name} ended by itself, see {process.log_file}")
+                    return process.failure("ended by itself")
             if not self.asterisk.running:
-                return ProcessFailed(f"Asterisk ended by itself, see {self.asterisk.log}")
+                return ProcessFailed(f"Asterisk ended by itself; the end of its log:\n{self.asterisk.tail()}")
             await asyncio.sleep(0.2)
 
     async def calls(self, limit: int = 5000) -> list[CallRow]:
@@ -141,8 +171,9 @@ class System:
         name = name or command
         return Process(name, argv, self.logs / f"{name}.log", ready, environment)
 
-    def _application(self, name: str) -> Process:
-        address = self.config.applications[name].url.removeprefix("ws://").rstrip("/")
+    def _application(self, name: str, url: str) -> Process:
+        parts = urlsplit(url)
+        address = f"{parts.hostname}:{parts.port or 80}"
         argv = [sys.executable, "-m", f"tools.apps.{name}", "--listen", address]
         argv += ["--record", str(self.logs / f"{name}.jsonl")]
         if name == "conversation":

@@ -46,7 +46,8 @@ class ChannelStateChange(ChannelEvent, frozen=True, kw_only=True, tag=True):
 
 
 class ChannelHangupRequest(ChannelEvent, frozen=True, kw_only=True, tag=True):
-    """A channel is about to go: its peer hung up, or somebody on this side asked for it (`soft`)."""
+    """A channel is about to go: its peer hung up, or somebody on this side asked for it (`soft`). One of the peer's may
+    be followed by a soft one of Asterisk's own, so the first tells who it was."""
 
     cause: int | None = None
     soft: bool = False
@@ -55,13 +56,14 @@ class ChannelHangupRequest(ChannelEvent, frozen=True, kw_only=True, tag=True):
 
     @property
     def hangup_cause(self) -> int | None:
-        """Q.850 value that the peer gave. None for a soft hangup, whose `cause` is a bit mask of Asterisk's: 32 is our
-        own DELETE, whatever reason it gave."""
+        """Q.850 value that the peer gave, if it gave one: a SIP caller's BYE without a Reason does not. None for a soft
+        hangup, whose `cause` is a bit mask of Asterisk's: 32 is our own DELETE, whatever reason it gave."""
         return None if self.soft else self.cause
 
 
 class ChannelDestroyed(ChannelEvent, frozen=True, kw_only=True, tag=True):
-    """A channel is gone. `cause` is a Q.850 value; it is 16 however a media server ended its leg."""
+    """A channel is gone. `cause` is a Q.850 value: 16 however a media server ended its leg, and 0 for a SIP caller who
+    hung up outside of a bridge without a reason."""
 
     cause: int
     cause_txt: str

@@ -32,6 +32,11 @@ from audiosocket.callspec import CallReport, CallSpec, EndReason, WorkerInfo, re
 
 INBOX_MESSAGES = 128
 """A call has some thirty events in its life; more than this at once is a fault, and is reconciled."""
+OUR_FAULT = Cause.SWITCHING_EQUIPMENT_CONGESTION
+"""What a trunk is told of our faults: Asterisk makes a SIP 503 of it, after which a carrier may try another way. Of
+"temporary failure" it makes a 603, which forbids that."""
+GONE_UNSEEN = "gone_unseen"
+"""The caller's channel went while nobody watched: whether the caller hung up cannot be known."""
 END_SECONDS = 5.0
 """How long an ended call waits for its channels to be destroyed and for the worker's report."""
 
@@ -126,7 +131,7 @@ class CallActor:
         self._story.event("adopted")
         gone = "gone while no controller ran"
         if not caller_live:
-            self.tell(Message(Trigger.CALLER_GONE, detail=gone))
+            self.tell(Message(Trigger.CALLER_GONE, detail=gone, reason=GONE_UNSEEN))
         elif not media_live:
             self.tell(Message(Trigger.MEDIA_GONE, detail=gone))
         self._log.info("call_adopted", caller_live=caller_live, media_live=media_live)
@@ -219,23 +224,27 @@ class CallActor:
                     str(self._admission),
                     self._admission.cause,
                 )
+            case Trigger.CALLER_GONE | Trigger.MEDIA_GONE if message.reason:
+                unseen = message.reason == GONE_UNSEEN
+                result = Result.INDETERMINATE if unseen else Result.SERVER_ERROR
+                self._end(result, message.reason, detail, message.cause)
             case Trigger.CALLER_GONE if self._story.row.connected_at is None:
                 self._end(Result.CLIENT_ERROR, "caller_cancelled", detail, message.cause)
             case Trigger.CALLER_GONE:
                 self._end(Result.SUCCESS, "caller_hangup", detail, message.cause)
             case Trigger.HANGUP_ORDERED if message.reason:
-                self._end(Result.SERVER_ERROR, message.reason, detail, Cause.TEMPORARY_FAILURE)
+                self._end(Result.SERVER_ERROR, message.reason, detail, OUR_FAULT)
             case Trigger.HANGUP_ORDERED:
                 self._end(Result.SUCCESS, "operator_hangup", detail, Cause.NORMAL_CLEARING)
             case Trigger.TIME_LIMIT:
                 self._end(Result.SUCCESS, "time_limit", detail, Cause.NORMAL_CLEARING)
             case Trigger.SETUP_TIMEOUT:
-                self._end(Result.SERVER_ERROR, "setup_timeout", detail, Cause.TEMPORARY_FAILURE)
-            case Trigger.MEDIA_GONE:
+                self._end(Result.SERVER_ERROR, "setup_timeout", detail, OUR_FAULT)
+            case Trigger.MEDIA_GONE | Trigger.SETTLED | Trigger.END_TIMEOUT:
                 pass  # the worker's report says why; without one, `_finish` does
             case _:
                 reason = message.reason or message.trigger.value
-                self._end(Result.SERVER_ERROR, reason, detail, message.cause or Cause.TEMPORARY_FAILURE)
+                self._end(Result.SERVER_ERROR, reason, detail, message.cause or OUR_FAULT)
 
     def _end(self, result: Result, reason: str, detail: str = "", cause: int | None = None) -> None:
         if self._termination is None:
@@ -287,8 +296,7 @@ class CallActor:
             self._caller_live = False
             return Message(Trigger.CALLER_GONE, detail="gone before it was answered")
         except NoCapacity as error:
-            congestion = Cause.SWITCHING_EQUIPMENT_CONGESTION
-            return Message(Trigger.PLACE_FAILED, congestion, str(error), error.reason)
+            return Message(Trigger.PLACE_FAILED, OUR_FAULT, str(error), error.reason)
         except TrunkbridgeError as error:
             return Message(Trigger.PLACE_FAILED, detail=str(error), reason=error.reason)
         self._story.update(

@@ -27,11 +27,10 @@ from ari_app.ari.events import (
     StasisStart,
 )
 from ari_app.ari.models import Channel
-from ari_app.call.machine import State, Trigger
+from ari_app.call.machine import OVER, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted, Router
-from ari_app.controller.actor import CallActor, Message, Services
+from ari_app.controller.actor import GONE_UNSEEN, OUR_FAULT, CallActor, Message, Services
 from ari_app.controller.story import Story, now, report_events
-from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import ChannelId, Kind, new_call_id, new_call_sid, parse
 from ari_app.errors import StoreUnavailable, TrunkbridgeError
 from ari_app.fleet.leases import Leases
@@ -93,7 +92,7 @@ class Controller:
         self._asterisk_started_ms = info.status.started_at_ms
         if restarted:
             log.warning("asterisk_restarted")
-        await self._reconcile("asterisk_restarted" if restarted else "not found after reconnection")
+        await self._reconcile("asterisk_restarted" if restarted else GONE_UNSEEN)
         self.connected.set()
 
     def on_lost(self, _reason: str) -> None:
@@ -107,7 +106,11 @@ class Controller:
         seconds = self._config.controller.lease_seconds
         while True:
             await asyncio.sleep(seconds / 3)
-            held = {str(actor.call_id): actor.worker_id for actor in self._actors.values() if actor.worker_id}
+            held = {
+                str(actor.call_id): actor.worker_id
+                for actor in self._actors.values()
+                if actor.worker_id and actor.machine.state not in OVER
+            }
             try:
                 lost = await self._leases.renew(held)
             except TrunkbridgeError as error:
@@ -243,7 +246,7 @@ class Controller:
 
     # Reconciliation
 
-    async def _reconcile(self, why_gone: str) -> None:
+    async def _reconcile(self, reason: str) -> None:
         # Media that is being created right now may be missing from the list without being gone.
         started = {actor.call_id for actor in self._actors.values() if actor.media_started}
         channels = {channel.id: channel for channel in await self._ari.list_channels()}
@@ -251,9 +254,9 @@ class Controller:
             await self._adopt(channels)
         for actor in list(self._actors.values()):
             if actor.caller_channel not in channels:
-                actor.tell(Message(Trigger.CALLER_GONE, detail=why_gone, destroyed=actor.caller_channel))
+                actor.tell(Message(Trigger.CALLER_GONE, reason=reason, destroyed=actor.caller_channel))
             if actor.call_id in started and actor.media_channel not in channels:
-                actor.tell(Message(Trigger.MEDIA_GONE, detail=why_gone, destroyed=actor.media_channel))
+                actor.tell(Message(Trigger.MEDIA_GONE, destroyed=actor.media_channel))
         self._spawn(self._end_orphans(set(channels)))
         log.info("reconciled", calls=len(self._actors), channels=len(channels))
 
@@ -307,6 +310,6 @@ class Controller:
     async def _end_channel(self, channel: Channel, why: str) -> None:
         log.warning("channel_ended", channel=channel.name, why=why)
         try:
-            await self._ari.hangup(channel.id, Cause.TEMPORARY_FAILURE, missing_ok=True)
+            await self._ari.hangup(channel.id, OUR_FAULT, missing_ok=True)
         except AriError as error:
             log.warning("hangup_failed", channel=channel.name, detail=str(error))

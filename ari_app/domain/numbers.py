@@ -43,29 +43,36 @@ def normalise(dialled: str, country: str) -> str:
         raise InvalidNumber(dialled, f"country {country!r} is not known, give an ISO 3166 code such as IN")
     text = dialled.translate(_SEPARATORS)
     if text.startswith("+"):
-        return _international(dialled, text, country)
+        fault = _fault(text)
+        if fault is not None:
+            raise InvalidNumber(dialled, fault)
+        return text
     if not re.fullmatch(r"[0-9]+", text):
         raise InvalidNumber(dialled, "expected digits, with or without a leading +")
     national = _parse(text, country)
     if national is not None and _subscriber(national):
-        return phonenumbers.format_number(national, PhoneNumberFormat.E164)
+        number = phonenumbers.format_number(national, PhoneNumberFormat.E164)
+        # Where national numbers may begin with 0 the library takes a row of zeros for one.
+        if _fault(number) is None:
+            return number
     if not MIN_DIGITS <= len(text) <= MAX_DIGITS:
         raise InvalidNumber(dialled, f"{len(text)} digits, expected {MIN_DIGITS} to {MAX_DIGITS}")
     return text
 
 
-def _international(dialled: str, text: str, country: str) -> str:
+def _fault(text: str) -> str | None:
+    """Why `text`, which begins with +, is no E.164 number; None when it is one."""
     if not re.fullmatch(r"\+[1-9][0-9]{6,14}", text):
-        raise InvalidNumber(dialled, f"expected + and 7 to {MAX_DIGITS} digits, of which the first is not 0")
-    number = _parse(text, country)
+        return f"expected + and 7 to {MAX_DIGITS} digits, of which the first is not 0"
+    number = _parse(text, None)
     if number is None or f"+{number.country_code}{phonenumbers.national_significant_number(number)}" != text:
-        raise InvalidNumber(dialled, "no country has it")
+        return "no country has it"
     if phonenumbers.is_possible_number_with_reason(number) != ValidationResult.IS_POSSIBLE:
-        raise InvalidNumber(dialled, f"no number of country code +{number.country_code} has this length")
-    return text
+        return f"no number of country code +{number.country_code} has this length"
+    return None
 
 
-def _parse(text: str, country: str) -> PhoneNumber | None:
+def _parse(text: str, country: str | None) -> PhoneNumber | None:
     try:
         return phonenumbers.parse(text, country)
     except NumberParseException:

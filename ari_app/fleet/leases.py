@@ -15,6 +15,7 @@ finds the set, and may outlive the lease a little. Both expire with the last lea
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -171,6 +172,8 @@ class Leases:
         self._renew = client.register_script(_RENEW)
         self._release = client.register_script(_RELEASE)
         self._active = client.register_script(_ACTIVE)
+        self._not_renewing = asyncio.Event()
+        self._not_renewing.set()
 
     async def acquire(self, call_id: str) -> WorkerInfo:
         """The worker for a call, leased for `lease_seconds`. Raises `NoCapacity`."""
@@ -185,17 +188,24 @@ class Leases:
 
         A lease that Redis forgot, or that expired, is granted again where there is room, so that the ledger of a Redis
         that lost its memory is rebuilt by the next renewals. A call without a lease is not to be ended for that.
+        Calls whose lease is being released must not be among them: it would be granted again.
         """
         lost: set[str] = set()
         pairs = iter(workers.items())
-        while batch := list(islice(pairs, RENEW_BATCH)):
-            async with redis_call(redis_unavailable):
-                answer = await self._run(self._renew, [text for pair in batch for text in pair])
-            lost.update(call_id.decode() for call_id in answer)
+        self._not_renewing.clear()
+        try:
+            while batch := list(islice(pairs, RENEW_BATCH)):
+                async with redis_call(redis_unavailable):
+                    answer = await self._run(self._renew, [text for pair in batch for text in pair])
+                lost.update(call_id.decode() for call_id in answer)
+        finally:
+            self._not_renewing.set()
         return lost
 
     async def release(self, call_id: str) -> bool:
         """Give a call's lease back; whether it held one. Harmless when repeated."""
+        # A renewal under way may name this call, and would grant the lease again behind the release.
+        await self._not_renewing.wait()
         async with redis_call(redis_unavailable):
             return bool(await self._run(self._release, [call_id]))
 

@@ -6,8 +6,8 @@ Callers never wait, and never fail because of the database. Invariants:
 - An older state of a call never replaces a newer one: one task writes in order, and of several queued states of a call
   only the latest is written. Known facts are not forgotten (null never replaces a value), and an ended call never
   opens again.
-- A record that PostgreSQL will never take (see `is_about_the_data`) is logged, counted and left out; its neighbours
-  are written.
+- A record that PostgreSQL will never take (see `postgres.is_about_the_data`) is logged, counted and left out; its
+  neighbours are written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import asyncpg
 import msgspec
 import structlog
 
-from ari_app.store.postgres import COMMAND_SECONDS, CONNECT_SECONDS, is_about_the_data, unavailable
+from ari_app.store.postgres import COMMAND_SECONDS, CONNECT_SECONDS, unavailable
 from ari_app.store.records import CallEvent, CallRow
 
 QUEUE_ITEMS = 200_000
@@ -204,13 +204,11 @@ class RecordWriter:
         while True:
             try:
                 await self._write(items)
-            except asyncpg.PostgresError as error:
-                if is_about_the_data(error):
-                    await self._isolate(items, error)
-                    return
-                why: Exception = error
+            except asyncpg.PostgresError as error:  # about the data: `unavailable` has turned the others
+                await self._isolate(items, error)
+                return
             except Exception as error:  # whatever it is, the records are worth another try
-                why = error
+                why = str(error)
             else:
                 self.figures.written += len(items)
                 if failures:
@@ -219,7 +217,7 @@ class RecordWriter:
             failures += 1
             self.figures.attempts_failed += 1
             if self._may_log("waiting"):
-                log.warning("records_wait", why=str(why), depth=self.depth, age_seconds=round(self.age_seconds, 1))
+                log.warning("records_wait", why=why, depth=self.depth, age_seconds=round(self.age_seconds, 1))
             # Full jitter: many controllers do not come back to a restarted server in step.
             ceiling = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10))
             await asyncio.sleep(random.uniform(0, ceiling))

@@ -146,6 +146,30 @@ async def test_a_sipp_that_dies_ends_its_calls_as_aborted(pbx, carrier):
         assert call.ending is Ending.ABORTED
 
 
+class OddPbx(asyncio.DatagramProtocol):
+    """Refuses every INVITE with a code that does not exist."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        request, *lines = data.decode().split("\r\n")
+        if request.startswith("INVITE"):
+            kept = [line for line in lines if line.partition(":")[0] in ("Via", "From", "To", "Call-ID", "CSeq")]
+            self.transport.sendto("\r\n".join(["SIP/2.0 699 Odd", *kept, "", ""]).encode(), addr)
+
+
+async def test_a_call_that_sipp_gives_up_is_aborted_with_its_reason(ticker, tmp_path):
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(OddPbx, local_addr=("127.0.0.1", 0))
+    host, port = transport.get_extra_info("sockname")
+    async with Carrier(f"{host}:{port}", "127.0.0.2", tmp_path, ticker) as carrier:
+        call = carrier.call("+918000000001")
+        with pytest.raises(CallAborted, match="unexpected message"):
+            await call.answered()
+        assert call.ending is Ending.ABORTED
+    transport.close()
+
+
 async def test_load_counts_what_became_of_every_call(pbx, tmp_path):
     async with listening(pbx) as controller:
 

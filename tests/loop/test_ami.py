@@ -13,7 +13,7 @@ from ari_app.ami import AmiChannel, AmiClient, AmiError, AmiInvalid, AmiLoginRef
 
 pytestmark = pytest.mark.loop
 
-LIMIT = 0.4
+LIMIT = 0.8
 
 Headers = dict[str, str]
 Serve = Callable[["Peer"], Awaitable[None]]
@@ -264,8 +264,8 @@ async def talks_for_ever(peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("serve", "why"),
     [
-        (silent, r"no answer to Login within 0\.4 s"),
-        (silent_after_login, r"no answer to CoreShowChannels within 0\.4 s"),
+        (silent, r"no answer to Login within 0\.8 s"),
+        (silent_after_login, r"no answer to CoreShowChannels within 0\.8 s"),
         (closes_at_once, "closed the connection|reset by peer"),
         (closes_on_login, "closed the connection before it answered Login"),
         (closes_on_the_action, "closed the connection before it answered CoreShowChannels"),

@@ -49,7 +49,7 @@ from tests.worker_rig import until
 pytestmark = pytest.mark.loop
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "ari"
-LIMIT = 0.4
+LIMIT = 0.8
 BRIDGE = {"id": "b", "bridge_type": "mixing", "channels": []}
 CHANNEL = {"id": "m", "name": "AudioSocket/x", "state": "Up", "creationtime": "2026-11-21T02:08:00.364+0000"}
 B, M, C = BridgeId("b"), ChannelId("m"), ChannelId("1795226880.12")
@@ -210,9 +210,9 @@ async def test_nobody_listens(unused_tcp_port: int) -> None:
 async def test_no_answer_is_not_waited_for_longer_than_the_limit(fake: FakeAri, ari: AriClient) -> None:
     fake.script("POST", f"/channels/{C}/answer", never)
     before = asyncio.get_running_loop().time()
-    with pytest.raises(AriUnavailable, match=r"no answer within 0\.4 s"):
+    with pytest.raises(AriUnavailable, match=r"no answer within 0\.8 s"):
         await ari.answer(C)
-    assert LIMIT * 0.9 < asyncio.get_running_loop().time() - before < LIMIT * 2
+    assert LIMIT * 0.9 < asyncio.get_running_loop().time() - before < LIMIT * 3
     assert len(fake.requests) == 1, "what timed out is not repeated"
     await ari.ping()
     assert fake.requests[0].connection != fake.requests[1].connection, "a late answer must not meet another request"
@@ -467,12 +467,12 @@ async def test_a_lost_connection_is_made_anew_and_reconciled(
 
 
 async def test_a_silent_connection_is_given_up(fake: FakeAri, ari: AriClient, story: Story) -> None:
-    stream = story.stream(ari, heartbeat_seconds=0.2)
+    stream = story.stream(ari, heartbeat_seconds=0.5)
     async with running(stream):
         await until(lambda: fake.sockets and fake.sockets[0].pings >= 3, "pings that are answered")
         assert stream.counters.losses == 0
         fake.answers_pings = False
-        await until(lambda: stream.counters.losses == 1, "the loss of a connection without pongs", 1)
+        await until(lambda: stream.counters.losses == 1, "the loss of a connection without pongs", 3)
         fake.answers_pings = True
         await until(lambda: stream.live and stream.counters.connects == 2, "another")
     assert story.reasons[0].startswith("connection failed: ")
@@ -516,7 +516,7 @@ async def test_a_reconcile_that_asterisk_does_not_answer_is_tried_again(
         await until(lambda: stream.live, "live", 10)
         assert story.told == ["connected", "lost", "connected", "lost", "connected", "reconciled"]
         assert story.reasons == [
-            "reconcile failed: GET /channels: no answer within 0.4 s",
+            "reconcile failed: GET /channels: no answer within 0.8 s",
             "reconcile failed: GET /channels: 500 internal",
         ]
 

@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
 from ari_app.errors import StoreUnavailable
 from ari_app.store.calls import AmbiguousCall, CallStore
-from ari_app.store.postgres import open_pool
+from ari_app.store.postgres import connect_options, open_pool
 from ari_app.store.records import CallRow
 from ari_app.store.writer import RecordWriter
 from audiosocket.settings import StoreUrls
@@ -29,7 +30,7 @@ def row(number: int, **values) -> CallRow:
         "direction": "inbound",
         "trunk": "bsnl",
         "state": "connected",
-        "created_at": T0 + timedelta(seconds=number),
+        "created_at": T0 + timedelta(seconds=number & 0xF),
     }
     return CallRow(**(base | values))
 
@@ -103,9 +104,7 @@ async def test_orphans_are_closed_once_with_their_story(store):
             source="run-1",
         )
 
-    closed = replace(
-        ROWS[0], state="ended", ended_at=ended, result="indeterminate", reason="controller_restart"
-    )
+    closed = replace(ROWS[0], state="ended", ended_at=ended, result="indeterminate", reason="controller_restart")
     assert await close() == [closed]
     assert await close() == []
     assert await store.get_call(ROWS[0].call_id) == closed
@@ -131,11 +130,12 @@ async def test_without_postgres(tmp_path):
     await pool.close()
 
 
-async def test_a_password_is_used_and_never_shown(stores, pool):
-    urls = StoreUrls.model_validate(
-        {"postgres": "postgresql://clerk@127.0.0.1:1/db", "redis": stores.redis},
-    ).model_copy(update={"postgres_password": __import__("pydantic").SecretStr("tell-nobody")})
+async def test_a_password_is_used_and_never_shown(stores):
+    urls = StoreUrls(
+        postgres="postgresql://clerk@127.0.0.1:1/db", redis=stores.redis, postgres_password=SecretStr("tell-nobody")
+    )
     assert "tell-nobody" not in repr(urls)
+    assert connect_options(urls)["password"] == "tell-nobody"
     other = await open_pool(urls)
     with pytest.raises(StoreUnavailable) as caught:
         await CallStore(other).list_calls()

@@ -20,7 +20,11 @@ from tests.stores import until
 
 pytestmark = pytest.mark.store
 
-OWNER = "import asyncio, pathlib, sys; from ari_app.store.command import serve; asyncio.run(serve(pathlib.Path(sys.argv[1])))"
+OWNER = """
+import asyncio, pathlib, sys
+from ari_app.store.command import serve
+asyncio.run(serve(pathlib.Path(sys.argv[1])))
+"""
 
 
 def node(state_dir: Path) -> NodeSettings:
@@ -68,7 +72,7 @@ async def test_other_processes_find_the_servers_at_one_address_and_the_records_s
 
 
 async def test_a_deep_state_dir_with_an_odd_name(tmp_path):
-    state_dir = tmp_path / ("d" * 150) / "it's an, \"odd\" näme"
+    state_dir = tmp_path / ("d" * 150) / 'it\'s an, "odd" näme'
     async with EmbeddedStores(state_dir):
         assert await answers(resolve(node(state_dir)))
 

@@ -61,6 +61,9 @@ def test_numbers_as_an_indian_trunk_gives_them(dialled: str, expected: str) -> N
         ("14155552671", "US", "+14155552671"),
         # Italy keeps its leading zero.
         ("0669812345", "IT", "+390669812345"),
+        # A row of zeros is nobody's number, however the country's plan may be read.
+        ("000000", "DE", "000000"),
+        ("000000000000000", "DE", "000000000000000"),
     ],
 )
 def test_numbers_of_other_countries(dialled: str, country: str, expected: str) -> None:

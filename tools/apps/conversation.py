@@ -37,7 +37,7 @@ ECHO_SPARE_SECONDS = 10.0
 """How long beyond its length the goodbye may take to be played before the bot closes all the same."""
 
 GREETING = ("hello-world", "demo-enterkeywords")
-REPLIES = ("queue-thankyou", "demo-moreinfo", "tt-allbusy", "tt-weasels")
+REPLIES = ("queue-thankyou", "demo-moreinfo", "tt-weasels", "tt-allbusy")
 GOODBYE = ("vm-goodbye",)
 KEYS = {**{digit: f"digits/{digit}" for digit in "0123456789"}, "*": "digits/star"}
 

@@ -26,6 +26,7 @@ END_OF_COMMAND = b"\x1b"
 START_SECONDS = 5.0
 STOP_SECONDS = 5.0
 EVENT_MAX_BYTES = 65536
+ERRORS_EVERY_SECONDS = 0.1
 SETTLE_SECONDS = 0.02
 """From an event to the next command for its call: SIPp has a step left to do then, see the scenario."""
 CALLER_OR_CALLEE = re.compile(r"\+?[0-9A-Za-z._-]{1,40}")
@@ -161,6 +162,7 @@ class Carrier:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._numbers = itertools.count(1)
         self._run = uuid.uuid4().hex[:8]
         self.calls: dict[str, Call] = {}
@@ -180,6 +182,7 @@ class Carrier:
         if shutil.which("sipp") is None:
             raise SippError("sipp is not installed (Debian: apt install sip-tester)")
         self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "errors.log").unlink(missing_ok=True)
         twin_port = _free_tcp_port()
         # -timer_resol 1: SIPp would otherwise look at what it has to do every 10 ms only.
         command = ["sipp", self._pbx, "-sf", str(SCENARIO), "-i", self.source, "-bind_local", "-nostdin"]
@@ -196,15 +199,17 @@ class Carrier:
             await self.stop()
             raise
         self._reading = asyncio.create_task(self._read(reader), name=f"carrier-{self.source}")
+        self._watching = asyncio.create_task(self._watch_errors(), name=f"carrier-errors-{self.source}")
 
     async def stop(self) -> None:
         """Hang up what is still up, end SIPp. May be called twice."""
         open_calls = [call for call in self.calls.values() if call.ending is None]
         if self._writer is not None and self._reading is not None and not self._reading.done():
             await asyncio.gather(*(call.hang_up(STOP_SECONDS) for call in open_calls), return_exceptions=True)
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+        tasks = [task for task in (self._reading, self._watching) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._writer is not None:
             self._writer.close()
         for call in open_calls:
@@ -267,13 +272,25 @@ class Carrier:
                 if call.ending is None:
                     call.apply(f"SIPp ended: {self._output()}", {}, "")
 
+    async def _watch_errors(self) -> None:
+        # SIPp does not tell its twin when it gives a call up; it tells its error log, with the Call-ID.
+        path, seen = self._folder / "errors.log", 0
+        while True:
+            await asyncio.sleep(ERRORS_EVERY_SECONDS)
+            text = path.read_text(errors="replace") if path.exists() else ""
+            for line in re.findall(r"Abort[^\n]*", text[seen:]):
+                for call in self.calls.values():
+                    if call.ending is None and call.call_id in line:
+                        call.apply(line, {}, "")
+            seen = len(text)
+
     def _take(self, text: str) -> None:
         headers, _, message = text.lstrip().partition("\r\n\r\n")
         fields = dict(line.split(": ", 1) for line in headers.split("\r\n") if ": " in line)
         call = self.calls.get(fields.pop("Call-ID", ""))
         if call is None:
             return
-        event = fields.pop("Event", "SIPp aborted the call, see errors.log")
+        event = fields.pop("Event", "SIPp gave the call up")
         to_monotonic = time.monotonic() - time.time()
         times = {}
         for name, value in fields.items():

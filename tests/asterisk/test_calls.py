@@ -1,0 +1,379 @@
+"""Whole calls: SIP and RTP through a real Asterisk, controller and worker, to an application and back."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from audiosocket import g711
+from tests.live import ECHO, REFUSED, SCRIPTED, SHORT, SLOW, Live, live_system
+from tests.worker_rig import until
+from tools.asterisk.install import AsteriskInstall
+from tools.audio import g711 as formula
+from tools.audio.tones import dominant_frequency, tone, tone_share
+from tools.sip.sipp import Call, CallRefused, Carrier, Ending
+
+pytestmark = [pytest.mark.asterisk, pytest.mark.asyncio(loop_scope="module")]
+
+_numbers = itertools.count(1)
+
+
+def caller() -> str:
+    """A number of its own for every call: it finds the call's record."""
+    return f"+9190000{next(_numbers):05d}"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+    async with live_system(asterisk_install, tmp_path_factory.mktemp("calls"), calls=60) as live:
+        yield live
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def live(system: Live) -> AsyncIterator[Live]:
+    """The system, whose application is fresh, and on which nothing may be left by a test."""
+    app = system.app
+    app.messages.clear()
+    app.sockets.clear()
+    app.requests.clear()
+    app.behave = app.before_upgrade = None
+    app.closed = 0
+    yield system
+    await system.nothing_left()
+
+
+async def talking(live: Live, number: str = SCRIPTED, carrier: Carrier | None = None) -> Call:
+    """A call whose stream to the scripted application has started."""
+    before = len(live.app.events("start"))
+    call = (carrier or live.ulaw).call(number, caller())
+    await call.answered()
+    await until(lambda: len(live.app.events("start")) > before, "start message")
+    return call
+
+
+def heard_by_app(live: Live) -> np.ndarray:
+    payloads = [base64.b64decode(message["media"]["payload"]) for message in live.app.events("media")]
+    return np.frombuffer(b"".join(payloads), "<i2")
+
+
+@pytest.mark.parametrize("codec", ["ulaw", "alaw"])
+async def test_tones_arrive_as_themselves_both_ways(live: Live, codec: str) -> None:
+    call = await talking(live, carrier=getattr(live, codec))
+    call.peer.play(tone(425, 2))
+    await live.app.say(tone(1000, 2).tobytes())
+    await asyncio.sleep(2.5)
+    assert await call.hang_up() is Ending.BY_US
+    at_application = heard_by_app(live)
+    assert dominant_frequency(at_application) == pytest.approx(425, abs=2)
+    assert tone_share(at_application, 425) > 0.98
+    at_caller = call.peer.received_pcm()
+    assert dominant_frequency(at_caller) == pytest.approx(1000, abs=2)
+    assert tone_share(at_caller, 1000) > 0.98
+    row = await live.record(call)
+    assert (row.trunk, row.result, row.reason, row.hangup_cause) == (f"carrier-{codec}", "success", "caller_hangup", 16)
+    assert row.media is not None
+    assert row.media.frames_played == 100
+
+
+async def test_the_start_message_names_the_call(live: Live) -> None:
+    call = await talking(live)
+    await call.hang_up()
+    row = await live.record(call)
+    (start,) = live.app.events("start")
+    assert start["start"]["call_sid"] == row.call_sid
+    assert start["stream_sid"] == start["start"]["stream_sid"] == row.stream_sid
+    assert (start["start"]["from"], start["start"]["to"]) == (call.caller, SCRIPTED)
+    assert start["start"]["account_sid"] == "trunkbridge"
+
+
+async def test_a_national_number_reaches_its_route_and_the_application_as_e164(live: Live) -> None:
+    before = len(live.app.events("start"))
+    number = caller()
+    call = live.ulaw.call("0" + SCRIPTED[3:], "0" + number[3:])
+    await call.answered()
+    await until(lambda: len(live.app.events("start")) > before, "start message")
+    start = live.app.events("start")[-1]["start"]
+    assert (start["from"], start["to"]) == (number, SCRIPTED)
+    await call.hang_up()
+
+
+async def test_thirty_seconds_at_once_are_played_at_20_ms_a_frame(live: Live) -> None:
+    call = await talking(live)
+    # A sweep of tones, one a second, so that order and completeness can be heard.
+    audio = np.concatenate([tone(300 + 50 * second, 1) for second in range(30)])
+    pcm = audio.astype("<i2").tobytes()
+    for at in range(0, len(pcm), 3200):
+        await live.app.say(pcm[at : at + 3200])
+    await live.app.send({"event": "mark", "mark": {"name": "all played"}})
+    await until(lambda: live.app.events("mark"), "mark after 30 s", 40)
+    await call.hang_up()
+    row = await live.record(call)
+    assert row.media is not None
+    assert row.media.frames_played == 1500
+    assert row.media.frames_dropped == {}
+    assert 29_000 <= row.media.playout_peak_ms <= 30_000
+    received = call.peer.received_pcm_by_timestamp()
+    loud = np.flatnonzero(np.abs(received.astype(int)) > 500)
+    heard = received[loud[0] : loud[-1]]
+    assert len(heard) == pytest.approx(30 * 8000, rel=0.01)
+    for second in range(30):
+        piece = heard[second * 8000 + 2000 : second * 8000 + 6000]
+        assert dominant_frequency(piece) == pytest.approx(300 + 50 * second, abs=4)
+
+
+async def test_digits_reach_the_application_once(live: Live) -> None:
+    call = await talking(live)
+    for digit in "15#":
+        await call.peer.send_dtmf(digit).wait()
+        await asyncio.sleep(0.1)
+    await until(lambda: len(live.app.events("dtmf")) >= 3, "three digits")
+    await asyncio.sleep(0.3)
+    assert [message["dtmf"]["digit"] for message in live.app.events("dtmf")] == ["1", "5", "#"]
+    await call.hang_up()
+
+
+async def test_barge_in_silences_the_caller(live: Live) -> None:
+    call = await talking(live)
+    await live.app.say(tone(700, 20).tobytes())
+    await live.app.send({"event": "mark", "mark": {"name": "never heard"}})
+    await asyncio.sleep(1)
+    cleared = asyncio.get_running_loop().time()
+    await live.app.send({"event": "clear"})
+    await until(lambda: live.app.events("mark"), "pending mark")
+    await asyncio.sleep(1)
+    after = call.peer.received_pcm(start=cleared + 0.5, seconds=0.4)
+    assert np.abs(after.astype(int)).max(initial=0) < 100
+    await call.hang_up()
+
+
+async def test_the_caller_hangs_up(live: Live) -> None:
+    call = await talking(live)
+    await call.hang_up()
+    await until(lambda: live.app.closed, "application's socket closed")
+    assert live.app.messages[-1]["event"] == "stop"
+    assert live.app.messages[-1]["stop"]["reason"] == "callended"
+    assert live.app.close_code == 1000
+
+
+async def test_the_application_closes(live: Live) -> None:
+    call = await talking(live)
+    await live.app.sockets[-1].close()
+    assert await call.ended() is Ending.BY_THEM
+    row = await live.record(call)
+    assert (row.result, row.reason, row.detail) == ("success", "application_ended", "close code 1000")
+
+
+async def test_the_application_resets_the_connection(live: Live) -> None:
+    call = await talking(live)
+    transport = live.app.sockets[-1]._req.transport  # type: ignore[union-attr]
+    connection = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+    assert await call.ended() is Ending.BY_THEM
+    row = await live.record(call)
+    assert (row.result, row.reason) == ("upstream_error", "application_lost")
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(REFUSED, "application_refused"), (SLOW, "application_timeout")], ids=["refuses", "is slow"]
+)
+async def test_the_application_is_not_there(live: Live, number: str, reason: str) -> None:
+    call = live.ulaw.call(number, caller())
+    await call.answered()
+    assert await call.ended() is Ending.BY_THEM
+    row = await live.record(call)
+    assert (row.result, row.reason) == ("upstream_error", reason)
+    events = [event.event for event in await live.system.events(row.call_id)]
+    assert events.count("media_app_connect_failed") == 2  # the documented retry
+
+
+async def test_the_application_answers_401(live: Live) -> None:
+    async def refuse(_request: web.Request) -> web.StreamResponse:
+        return web.Response(status=401)
+
+    live.app.before_upgrade = refuse
+    call = live.ulaw.call(SCRIPTED, caller())
+    await call.answered()
+    assert await call.ended() is Ending.BY_THEM
+    row = await live.record(call)
+    assert (row.reason, row.detail) == ("application_refused", "HTTP status 401 instead of 101")
+
+
+async def test_a_message_over_the_limit(live: Live) -> None:
+    call = await talking(live, SHORT)
+    await live.app.say(bytes(16_000))
+    assert await call.ended() is Ending.BY_THEM
+    row = await live.record(call)
+    assert (row.result, row.reason) == ("upstream_error", "application_message_too_big")
+
+
+async def test_nonsense_from_the_application_does_not_end_the_call(live: Live) -> None:
+    call = await talking(live)
+    ws = live.app.sockets[-1]
+    for text in ("{", '{"event":"sing"}', '{"event":"media","media":{"payload":"%"}}'):
+        await ws.send_str(text)
+    await ws.send_bytes(bytes(320))
+    await live.app.send({"event": "media", "stream_sid": "not-ours", "media": {"payload": ""}})
+    await live.app.say(tone(500, 0.5).tobytes())
+    await asyncio.sleep(0.8)
+    await call.hang_up()
+    row = await live.record(call)
+    assert row.reason == "caller_hangup"
+    assert row.media is not None
+    assert row.media.ignored == {
+        "bad_json": 1,
+        "unknown_event": 1,
+        "bad_base64": 1,
+        "binary": 1,
+        "wrong_stream_sid": 1,
+    }
+    assert row.media.frames_played == 25
+
+
+async def test_the_operator_hangs_up(live: Live) -> None:
+    call = await talking(live)
+    row = await live.record(call, ended=False)
+    status, output = await trunkbridge(live, "calls", "hangup", row.call_id[:8])
+    assert (status, output) == (0, f"{row.call_id}: ended, operator_hangup\n")
+    assert await call.ended() is Ending.BY_THEM
+    row = await live.record(call)
+    assert (row.result, row.reason) == ("success", "operator_hangup")
+    assert live.app.messages[-1]["event"] == "stop"
+
+
+async def test_a_channel_is_hung_up_by_its_name(live: Live) -> None:
+    call = await talking(live)
+    status, output = await trunkbridge(live, "channels", "list", "-o", "json")
+    assert status == 0
+    channels = json.loads(output)
+    assert len(channels) == 2
+    (sip,) = [channel for channel in channels if channel["name"].startswith("PJSIP/")]
+    status, output = await trunkbridge(live, "channels", "show", sip["name"])
+    assert status == 0
+    assert "rxcount" in output
+    status, _ = await trunkbridge(live, "channels", "hangup", sip["name"])
+    assert status == 0
+    assert await call.ended() is Ending.BY_THEM
+    assert (await live.record(call)).result == "success"
+
+
+async def test_an_unknown_number_is_refused_and_recorded(live: Live) -> None:
+    call = live.ulaw.call("+918000099999", caller())
+    with pytest.raises(CallRefused) as refused:
+        await call.answered()
+    assert refused.value.sip_code == 404
+    row = await live.record(call)
+    assert (row.result, row.reason, row.answered_at) == ("client_error", "unknown_number", None)
+
+
+async def test_calls_show_prints_the_whole_story(live: Live) -> None:
+    call = await talking(live)
+    await call.hang_up()
+    row = await live.record(call)
+    status, output = await trunkbridge(live, "calls", "show", row.call_id)
+    assert status == 0
+    # Controller and worker tell it side by side: each in its own order.
+    for told in (("arrived", "placed", "answered", "bridged", "caller_gone", "settled"), ("app_connected", "ended")):
+        positions = [output.index(text) for text in told]
+        assert positions == sorted(positions)
+    assert "result: success, caller_hangup" in output
+    assert "caller_frames" in output
+    status, output = await trunkbridge(live, "calls", "list", "--limit", "1", "-o", "yaml")
+    assert status == 0
+    assert f"call_id: {row.call_id}" in output
+    status, _ = await trunkbridge(live, "calls", "show", "00000000")
+    assert status == 1
+
+
+async def test_freezes_of_the_worker_leave_no_delay(live: Live) -> None:
+    """Three freezes of 300 ms: the echo is back to its former delay within two seconds."""
+    call = live.ulaw.call(ECHO, caller())
+    await call.answered()
+    await asyncio.sleep(0.5)
+    beeps = np.zeros(8 * 8000, dtype=np.int16)
+    for at in range(0, len(beeps), 2000):  # a short beep every 250 ms
+        beeps[at : at + 400] = tone(1000, 0.05)[:400]
+    began = asyncio.get_running_loop().time()
+    call.peer.play(beeps)
+    await asyncio.sleep(2)
+    worker = live.system.workers[0]
+    for _ in range(3):
+        worker.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(0.3)
+        worker.send_signal(signal.SIGCONT)
+        await asyncio.sleep(0.3)
+    await asyncio.sleep(5)
+    received = call.peer.received_pcm(start=began, seconds=8.5)
+    await call.hang_up()
+    before = beep_delay(received, 0.5, 1.9)
+    after = beep_delay(received, 5.9, 7.9)
+    assert after - before < 0.06, f"delay before {before * 1000:.0f} ms, after {after * 1000:.0f} ms"
+
+
+def beep_delay(received: np.ndarray, begin: float, end: float) -> float:
+    """How long after the multiples of 250 ms the beeps are heard, in the median (seconds)."""
+    loud = np.abs(received.astype(int)) > 2000
+    starts = [index for index in np.flatnonzero(loud) if not loud[max(0, index - 400) : index].any()]
+    found = [index / 8000 % 0.25 for index in starts if begin * 8000 <= index < end * 8000]
+    assert len(found) >= 4, f"heard {len(found)} beeps"
+    return float(np.median(found))
+
+
+async def test_fifty_calls_at_once_lose_nothing(live: Live) -> None:
+    before = len(await live.records())
+    calls = []
+    for number in range(50):
+        calls.append(live.ulaw.call(ECHO, caller()))
+        if number % 10 == 9:
+            await asyncio.sleep(0.1)
+    await asyncio.gather(*(call.answered(20) for call in calls))
+    await asyncio.sleep(1)
+    for number, call in enumerate(calls):
+        call.peer.play(tone(400 + 40 * number, 6))
+    await asyncio.sleep(7.5)
+    await asyncio.gather(*(call.hang_up(20) for call in calls))
+    rows = [await live.record(call) for call in calls]
+    assert len({row.call_id for row in rows}) == 50
+    assert len(await live.records()) == before + 50
+    for number, (call, row) in enumerate(zip(calls, rows, strict=True)):
+        assert dominant_frequency(call.peer.received_pcm()) == pytest.approx(400 + 40 * number, abs=3)
+        assert row.result == "success"
+        media = row.media
+        assert media is not None
+        assert media.frames_dropped.get("overrun", 0) == media.frames_dropped.get("leg_blocked", 0) == 0
+        dropped = sum(media.caller_frames_dropped.values()) - media.caller_frames_dropped.get("before_start", 0)
+        assert dropped == 0
+        # Whatever the application sent was played, up to what was still queued at the hang-up.
+        sent = media.app_bytes_received // 320
+        assert sent - 10 <= media.frames_played + media.frames_dropped.get("late", 0) <= sent
+
+
+async def test_g711_of_the_worker_agrees_with_the_formula() -> None:
+    codes = bytes(range(256))
+    assert np.array_equal(np.frombuffer(g711.ulaw_to_pcm(codes), "<i2"), formula.ulaw_decode(codes))
+    assert np.array_equal(np.frombuffer(g711.alaw_to_pcm(codes), "<i2"), formula.alaw_decode(codes))
+
+
+async def trunkbridge(live: Live, *arguments: str) -> tuple[int, str]:
+    """Runs a command of the CLI; its exit status and standard output."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ari_app.cli.main", *arguments, "--config", str(live.system.config_path)),
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+    )
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()

@@ -1,0 +1,46 @@
+"""Calls that come fast: fifty a second, from SIPp, for twenty seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.live import ECHO, live_system
+from tools.asterisk.install import AsteriskInstall
+from tools.audio.tones import tone
+from tools.sip.load import run_load
+
+pytestmark = pytest.mark.asterisk
+
+RATE = 50
+SECONDS = 20
+HOLD_SECONDS = 2.0
+
+
+@pytest.mark.timeout(180)
+async def test_fifty_calls_a_second_none_fails_and_nothing_is_left(
+    asterisk_install: AsteriskInstall, tmp_path: Path
+) -> None:
+    async with live_system(asterisk_install, tmp_path, calls=200) as live:
+        result = await run_load(
+            live.system.config.asterisk.sip_listen,
+            "127.0.0.2",
+            tmp_path / "load",
+            callee=ECHO,
+            calls=RATE * SECONDS,
+            calls_per_second=RATE,
+            hold_seconds=HOLD_SECONDS,
+            audio=tone(440, 2),
+        )
+        assert (result.successful, result.failed, result.failures) == (RATE * SECONDS, 0, {})
+        await live.nothing_left()
+        async with asyncio.timeout(10):
+            while any(row.ended_at is None for row in await live.records()):
+                await asyncio.sleep(0.2)
+        rows = await live.records()
+        assert len(rows) == RATE * SECONDS
+        assert {(row.result, row.reason) for row in rows} == {("success", "caller_hangup")}
+        heard = [row for row in rows if row.media is not None and row.media.frames_played > 60]
+        assert len(heard) == len(rows)  # each carried its two seconds both ways

@@ -1,0 +1,131 @@
+"""A whole trunkbridge for tests: real stores, Asterisk, workers and controller, with a carrier's and an application's
+part played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from ari_app.ari.client import AriClient
+from ari_app.fleet.leases import Leases
+from ari_app.store.records import CallRow
+from audiosocket.runtime.stores import open_redis, resolve
+from tests.worker_rig import Application, serving
+from tools.asterisk.install import AsteriskInstall
+from tools.asterisk.local import free_ports, local_config
+from tools.sip.rtp_peer import Codec, RtpTicker
+from tools.sip.sipp import Call, Carrier
+from tools.system import System
+
+EXAMPLE = Path(__file__).parent.parent / "trunkbridge.example.yml"
+SCRIPTED, ECHO, REFUSED, SLOW, SHORT = (f"+9180000000{number}" for number in (10, 11, 12, 13, 14))
+"""Numbers: an application of the test's, an echo, one that refuses, one that does not answer the handshake, and the
+scripted one with a limit of 4 kB a message."""
+
+
+@dataclass
+class Live:
+    """What a test works with."""
+
+    system: System
+    app: Application
+    ulaw: Carrier
+    alaw: Carrier
+    ari: AriClient
+    folder: Path
+
+    async def records(self) -> list[CallRow]:
+        """All records, newest first."""
+        return await self.system.calls()
+
+    async def record(self, call: Call, ended: bool = True) -> CallRow:
+        """The record of a call, once it is closed."""
+        async with asyncio.timeout(10):
+            while True:
+                for row in await self.records():
+                    if row.caller == call.caller and (row.ended_at is not None or not ended):
+                        return row
+                await asyncio.sleep(0.05)
+
+    async def nothing_left(self) -> None:
+        """Waits until no channel, bridge, lease or session is left; fails after a few seconds."""
+        urls = resolve(self.system.config)
+        redis = open_redis(urls)
+        try:
+            leases = Leases(redis, 30)
+            ids = [f"{self.system.config.node}/{index}" for index in range(len(self.system.workers))]
+            left: dict[str, Any] = {}
+            for _ in range(100):
+                left = {
+                    "channels": [channel.name for channel in await self.ari.list_channels()],
+                    "bridges": [bridge.id for bridge in await self.ari.list_bridges()],
+                    "leases": {key: value for key, value in (await leases.active(ids)).items() if value},
+                    "sessions": await self.sessions(),
+                }
+                if not any(left.values()):
+                    return
+                await asyncio.sleep(0.05)
+            raise AssertionError(f"left behind: {left}")
+        finally:
+            await redis.aclose()
+
+    async def sessions(self) -> list[Any]:
+        """Calls on the workers that run."""
+        host, _, port = self.system.config.gateway.status_listen.rpartition(":")
+        found: list[Any] = []
+        async with aiohttp.ClientSession() as http:
+            for index, worker in enumerate(self.system.workers):
+                if worker.running:
+                    async with http.get(f"http://{host}:{int(port) + index}/calls") as answer:
+                        found += await answer.json()
+        return found
+
+
+async def _never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+@asynccontextmanager
+async def live_system(install: AsteriskInstall, folder: Path, calls: int = 20, **changes: Any) -> AsyncIterator[Live]:
+    """A running system of its own below `folder`, with RTP ports for so many calls; `changes` go into its settings."""
+    (app_port,) = free_ports(1)
+    slow = await asyncio.start_server(_never_answer, "127.0.0.1", 0)
+    slow_port = slow.sockets[0].getsockname()[1]
+    scripted = f"ws://127.0.0.1:{app_port}/bot"
+    (echo_port, closed_port) = free_ports(2)
+    own: dict[str, Any] = {
+        "applications": {
+            "scripted": {"url": scripted},
+            "short": {"url": scripted, "message_max_bytes": 4096},
+            "echo": {"url": f"ws://127.0.0.1:{echo_port}/"},
+            "refused": {"url": f"ws://127.0.0.1:{closed_port}/"},
+            "slow": {"url": f"ws://127.0.0.1:{slow_port}/", "connect_timeout_seconds": 0.5},
+        },
+        "routes": [
+            {"did": SCRIPTED, "application": "scripted"},
+            {"did": ECHO, "application": "echo"},
+            {"did": REFUSED, "application": "refused"},
+            {"did": SLOW, "application": "slow"},
+            {"did": SHORT, "application": "short"},
+        ],
+    }
+    path = local_config(EXAMPLE, folder, calls=calls, changes=own | changes)
+    try:
+        async with serving(app_port) as app, System(path, install) as system, RtpTicker() as ticker:
+            sip, ari = system.config.asterisk.sip_listen, system.config.asterisk.ari
+            client = AriClient(f"http://{ari.listen}", ari.username, ari.password.get_secret_value(), "tests")
+            async with (
+                Carrier(sip, "127.0.0.2", folder / "carrier-ulaw", ticker) as ulaw,
+                Carrier(sip, "127.0.0.3", folder / "carrier-alaw", ticker, codec=Codec.ALAW) as alaw,
+                client,
+            ):
+                yield Live(system, app, ulaw, alaw, client, folder)
+    finally:
+        slow.close()

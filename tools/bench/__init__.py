@@ -1,0 +1,1 @@
+"""Measurements of a running trunkbridge: they report what they saw and judge nothing (docs/performance.md)."""

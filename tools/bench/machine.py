@@ -1,0 +1,122 @@
+"""The machine that measures: its cores, what its processes use, and how much of it was taken away by others."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_STEAL_FIELD = 8
+"""Of a `cpu` line of /proc/stat (proc_stat(5)): time in which the hypervisor ran something else."""
+
+
+def describe() -> dict[str, Any]:
+    """What figures must be read with: processor, cores, kernel, Python, load at the start."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def two_cores() -> tuple[int, int] | None:
+    """A core for what is measured and another one for who measures; None on a machine of one core."""
+    cores = sorted(os.sched_getaffinity(0))
+    return (cores[0], cores[-1]) if len(cores) > 1 else None
+
+
+def pin(pid: int, core: int) -> None:
+    """Keep all threads of a process on one core. Raises OSError when the process is gone or not ours."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
+
+
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """Keep this thread, and what it starts meanwhile, on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far, to 10 ms. Raises OSError when it is gone."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process, in MiB. Raises OSError when it is gone."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One stretch of time, seen by `Meter`."""
+
+    seconds: float
+    cores: dict[str, float]
+    """Processor time per second, by process."""
+    busy: float
+    """Cores of the whole machine that were not idle."""
+    stolen: float
+    """Cores that the hypervisor took away. Above a few hundredths, figures of latency are the machine's, not ours."""
+
+
+class Meter:
+    """Processor time of some processes and of the machine, from its making to `read`."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._pids = dict(pids)
+        self._began = time.monotonic()
+        self._before = {name: cpu_seconds(pid) for name, pid in self._pids.items()}
+        self._machine = _machine_seconds()
+
+    def read(self) -> Usage:
+        """What was used since the meter was made. Raises OSError when a process is gone."""
+        seconds = time.monotonic() - self._began
+        idle, stolen, total = (now - then for now, then in zip(_machine_seconds(), self._machine, strict=True))
+        return Usage(
+            seconds=seconds,
+            cores={name: (cpu_seconds(pid) - self._before[name]) / seconds for name, pid in self._pids.items()},
+            busy=(total - idle - stolen) / seconds,
+            stolen=stolen / seconds,
+        )
+
+
+def _machine_seconds() -> tuple[float, float, float]:
+    """(idle, stolen, all) since boot, over all cores."""
+    with open("/proc/stat", encoding="utf-8") as stat:
+        fields = [int(field) / _TICKS for field in stat.readline().split()[1:]]
+    # Guest time, the last two, is part of user time already.
+    return fields[3] + fields[4], fields[_STEAL_FIELD - 1], sum(fields[:_STEAL_FIELD])
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds the lock of `folder`: two benchmarks at once would measure each other. Raises BlockingIOError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

@@ -1,0 +1,140 @@
+"""Many calls on one media worker, which has a core for itself; the generator and the application have the other one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+from collections.abc import Iterator
+
+from tools.bench import machine
+from tools.bench.applications import Echo, serve
+from tools.bench.generator import Generator
+from tools.bench.options import Options
+from tools.bench.reference_clock import ReferenceClock
+from tools.bench.report import Outcome, Table, Value, spread
+from tools.bench.standalone import StandaloneWorker, difference
+
+CALLS = (100, 300, 500)
+SECONDS = 20.0
+WARM_SECONDS = 3.0
+UNDER_WAY_SECONDS = 1.0
+"""How long a frame may take to come back before it counts as lost."""
+SATURATED = 0.9
+"""Cores: a process of one thread that uses more than this has no time left."""
+
+_COLUMNS = (
+    "calls",
+    "worker cores",
+    "% of a core per call",
+    "RTT p50 ms",
+    "RTT p99 ms",
+    "gap p99 ms",
+    "gap p99.9 ms",
+    "frames sent",
+    "lost",
+    "altered",
+    "reordered",
+    "late ticks",
+    "RSS MiB",
+    "generator cores",
+    "stolen cores",
+    "pauses over 5 ms",
+)
+
+
+def limit_seconds(options: Options) -> float:
+    """The longest that it may take."""
+    return len(options.calls or CALLS) * ((options.seconds or SECONDS) + 45)
+
+
+async def run(options: Options) -> Outcome:
+    """Measure each number of calls, one after the other, each on a new worker."""
+    seconds = options.seconds or SECONDS
+    cores = machine.two_cores()
+    rows, notes = [], []
+    for calls in options.calls or CALLS:
+        row = await _measure(calls, seconds, cores, options)
+        rows.append(tuple(row[column] for column in _COLUMNS))
+        generator = row["generator cores"]
+        if isinstance(generator, float) and generator > SATURATED:
+            notes.append(f"{calls} calls: the generator had no time left; RTT, gaps and loss are its own, not the worker's")
+        if row["channels closed"]:
+            notes.append(f"{calls} calls: the worker closed {row['channels closed']} channels, see worker.log")
+        if row["dropped"]:
+            notes.append(f"{calls} calls: frames dropped by the worker: {row['dropped']}")
+    if cores is None:
+        notes.append("one core only: worker and generator disturbed each other")
+    if options.profile:
+        notes.append("the worker ran under cProfile, which makes it several times slower: read only the .prof files")
+    what = f"{seconds:g} s of echoed calls, 20 ms frames, μ-law in, on one worker pinned to a core"
+    return Outcome(what, [Table("worker", _COLUMNS, rows)], notes)
+
+
+async def _measure(
+    calls: int, seconds: float, cores: tuple[int, int] | None, options: Options
+) -> dict[str, Value]:
+    folder = options.folder / "worker"
+    profile = folder / f"{calls}.prof" if options.profile else None
+    own_core = machine.pinned(cores[1]) if cores else contextlib.nullcontext()
+    async with serve(Echo) as url:
+        worker = StandaloneWorker(folder, url, calls, cores[0] if cores else None, profile)
+        await worker.start()
+        clock = ReferenceClock(folder, cores[0] if cores else None)
+        generator = Generator(worker.port)
+        try:
+            with own_core, _no_garbage_collection():
+                await generator.start(calls)
+                await asyncio.sleep(WARM_SECONDS)
+                await clock.start()
+                before = await worker.counters()
+                seen = generator.watch()
+                meter = machine.Meter({"worker": worker.pid, "generator": os.getpid()})
+                await asyncio.sleep(seconds)
+                usage = meter.read()
+                rss = machine.rss_mib(worker.pid)
+                generator.quieten()
+                await asyncio.sleep(UNDER_WAY_SECONDS)
+                after = await worker.counters()
+                pauses = await clock.stop()
+        finally:
+            generator.stop()
+            await worker.stop()
+            await clock.stop()
+    dropped = difference(before, after, "media_frames_dropped")
+    rtt50, rtt99 = spread([trip * 1000 for trip in seen.round_trips], 50, 99)
+    gap99, gap999 = spread([gap * 1000 for gap in seen.gaps], 99, 99.9)
+    return {
+        "calls": calls,
+        "worker cores": usage.cores["worker"],
+        "% of a core per call": usage.cores["worker"] * 100 / calls,
+        "RTT p50 ms": rtt50,
+        "RTT p99 ms": rtt99,
+        "gap p99 ms": gap99,
+        "gap p99.9 ms": gap999,
+        "frames sent": seen.sent,
+        "lost": seen.sent - seen.returned,
+        "altered": seen.altered,
+        "reordered": seen.reordered,
+        "late ticks": int(after["playout_late_ticks"] - before["playout_late_ticks"]),
+        "RSS MiB": rss,
+        "generator cores": usage.cores["generator"],
+        "stolen cores": usage.stolen,
+        "pauses over 5 ms": pauses.count,
+        "channels closed": seen.closed,
+        "dropped": ", ".join(f"{count} {reason}" for reason, count in dropped.items()),
+    }
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    # A collection in the generator would look like a pause of the worker.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
