@@ -18,7 +18,7 @@ from ari_app.store.records import CallRow
 from audiosocket.runtime.stores import open_redis, resolve
 from tests.worker_rig import Application, serving
 from tools.asterisk.install import AsteriskInstall
-from tools.asterisk.local import free_ports, local_config
+from tools.asterisk.local import free_ports, local_config, merge
 from tools.sip.rtp_peer import Codec, RtpTicker
 from tools.sip.sipp import Call, Carrier
 from tools.system import System
@@ -93,18 +93,21 @@ async def _never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 
 @asynccontextmanager
-async def live_system(install: AsteriskInstall, folder: Path, calls: int = 20, **changes: Any) -> AsyncIterator[Live]:
+async def live_system(
+    install: AsteriskInstall, folder: Path, calls: int = 20, changes: dict[str, Any] | None = None
+) -> AsyncIterator[Live]:
     """A running system of its own below `folder`, with RTP ports for so many calls; `changes` go into its settings."""
     (app_port,) = free_ports(1)
     slow = await asyncio.start_server(_never_answer, "127.0.0.1", 0)
     slow_port = slow.sockets[0].getsockname()[1]
     scripted = f"ws://127.0.0.1:{app_port}/bot"
-    (echo_port, closed_port) = free_ports(2)
+    echo_port, closed_port, conversation_port = free_ports(3)
     own: dict[str, Any] = {
         "applications": {
             "scripted": {"url": scripted},
             "short": {"url": scripted, "message_max_bytes": 4096},
             "echo": {"url": f"ws://127.0.0.1:{echo_port}/"},
+            "conversation": {"url": f"ws://127.0.0.1:{conversation_port}/"},
             "refused": {"url": f"ws://127.0.0.1:{closed_port}/"},
             "slow": {"url": f"ws://127.0.0.1:{slow_port}/", "connect_timeout_seconds": 0.5},
         },
@@ -116,7 +119,7 @@ async def live_system(install: AsteriskInstall, folder: Path, calls: int = 20, *
             {"did": SHORT, "application": "short"},
         ],
     }
-    path = local_config(EXAMPLE, folder, calls=calls, changes=own | changes)
+    path = local_config(EXAMPLE, folder, calls=calls, changes=merge(own, changes or {}))
     try:
         async with serving(app_port) as app, System(path, install) as system, RtpTicker() as ticker:
             sip, ari = system.config.asterisk.sip_listen, system.config.asterisk.ari

@@ -134,8 +134,8 @@ class System:
 
     async def kill(self) -> None:
         """Ends everything at once, calls or not; only the stores are let close their files, which takes no time."""
-        processes = (self.controller, self.asterisk, *self.workers, *self.applications.values())
-        await asyncio.gather(*(process.kill() for process in processes))
+        processes = (self.controller, *self.workers, *self.applications.values())
+        await asyncio.gather(self.asterisk.kill(), *(process.kill() for process in processes))
         await self.stores.stop()
 
     async def wait_failed(self) -> ProcessFailed:

@@ -31,6 +31,7 @@ from ari_app.call.machine import OVER, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted, Router
 from ari_app.controller.actor import GONE_UNSEEN, OUR_FAULT, CallActor, Message, Services
 from ari_app.controller.story import Story, now, report_events
+from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import ChannelId, Kind, new_call_id, new_call_sid, parse
 from ari_app.errors import StoreUnavailable, TrunkbridgeError
 from ari_app.fleet.leases import Leases
@@ -151,7 +152,8 @@ class Controller:
         gone = Trigger.CALLER_GONE if is_caller else Trigger.MEDIA_GONE
         if isinstance(event, ChannelDestroyed):
             self._by_channel.pop(channel, None)
-            actor.tell(Message(gone, event.cause, destroyed=channel))
+            # 0 is Asterisk's way to say that nobody gave a cause: a plain BYE of a call that was not bridged.
+            actor.tell(Message(gone, event.cause or Cause.NORMAL_CLEARING, destroyed=channel))
         elif isinstance(event, ChannelHangupRequest):
             # A soft request is ours; the destruction that follows is what counts.
             if not event.soft:

@@ -91,7 +91,7 @@ def local_config(base: Path, folder: Path, *, calls: int = 20, changes: dict[str
             "status_listen": f"127.0.0.1:{first_worker + workers}",
         },
     }
-    merged = _merge(_merge(data, own), changes or {})
+    merged = merge(merge(data, own), changes or {})
     path = folder / "trunkbridge.yml"
     path.write_text(yaml.safe_dump(merged, sort_keys=False), encoding="utf-8")
     return path
@@ -106,12 +106,12 @@ def _secret(folder: Path, name: str) -> dict[str, str]:
     return {"file": str(path.absolute())}
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         known = merged.get(key)
         # A secret is one value, not a mapping to be merged.
         secret = isinstance(value, dict) and set(value) in ({"file"}, {"env"})
         both = isinstance(known, dict) and isinstance(value, dict)
-        merged[key] = _merge(dict(known or {}), value) if both and not secret else value
+        merged[key] = merge(dict(known or {}), value) if both and not secret else value
     return merged

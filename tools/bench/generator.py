@@ -63,6 +63,7 @@ class Channel(asyncio.Protocol):
         self._expects = wire.AUDIO_HEADER + marked.pcm_whose(number)
         self._sent_at = array("d", bytes(8 * marked.NUMBERS))
         self._highest = -1
+        self._highest_at = 0.0
         self._last_at = 0.0
         self._rest = b""
         self._transport: asyncio.Transport | None = None
@@ -128,9 +129,11 @@ class Channel(asyncio.Protocol):
         if which < 0 or not frame.endswith(marked.PCM_FILL):
             seen.altered += 1
             return
-        number = self.sent - 1 - ((self.sent - 1 - which) % marked.NUMBERS)
+        # Numbers wrap: the one that lies nearest to the highest so far.
+        half = marked.NUMBERS // 2
+        number = self._highest + (which - self._highest + half) % marked.NUMBERS - half
         if number > self._highest:
-            self._highest = number
+            self._highest, self._highest_at = number, now
         else:
             seen.reordered += 1
         if number >= self.watched_from:

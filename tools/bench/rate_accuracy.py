@@ -77,6 +77,7 @@ async def run(options: Options) -> Outcome:
                 elapsed = time.perf_counter() - began
                 usage = meter.read()
                 gaps = np.array(seen.gaps) * 1000
+                played = len(seen.arrived)
                 counts = (seen.silence, seen.altered, seen.reordered, seen.closed)
                 after = await worker.counters()
                 pauses = await clock.stop()
@@ -98,7 +99,8 @@ async def run(options: Options) -> Outcome:
         ("channels that played", len(lines)),
         ("seconds", elapsed),
         ("frames due (50 a second, all channels)", round(len(lines) * elapsed / FRAME_SECONDS)),
-        ("frames played", sum(line.last - line.first for line in lines)),
+        ("frames played", played),
+        ("frames missing between the first and the last", sum(line.last - line.first for line in lines) - played),
         ("error of the rate, median, %", float(np.median(errors)) if errors else None),
         ("error of the rate, worst channel, %", max(errors, key=abs, default=None)),
         ("gap p50, ms", p50),

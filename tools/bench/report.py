@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -37,7 +38,7 @@ class Outcome:
     """What a reader must know to read the figures rightly, such as a generator at its limit."""
 
 
-def spread(values: Sequence[float], *quantiles: float) -> tuple[float | None, ...]:
+def spread(values: Sequence[float] | NDArray[np.float64], *quantiles: float) -> tuple[float | None, ...]:
     """The quantiles (0 to 100) of `values`; None for each when there are no values."""
     if not len(values):
         return (None,) * len(quantiles)

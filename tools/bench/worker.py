@@ -59,7 +59,9 @@ async def run(options: Options) -> Outcome:
         rows.append(tuple(row[column] for column in _COLUMNS))
         generator = row["generator cores"]
         if isinstance(generator, float) and generator > SATURATED:
-            notes.append(f"{calls} calls: the generator had no time left; RTT, gaps and loss are its own, not the worker's")
+            notes.append(
+                f"{calls} calls: the generator had no time left; RTT, gaps and loss are its own, not the worker's"
+            )
         if row["channels closed"]:
             notes.append(f"{calls} calls: the worker closed {row['channels closed']} channels, see worker.log")
         if row["dropped"]:
@@ -72,9 +74,7 @@ async def run(options: Options) -> Outcome:
     return Outcome(what, [Table("worker", _COLUMNS, rows)], notes)
 
 
-async def _measure(
-    calls: int, seconds: float, cores: tuple[int, int] | None, options: Options
-) -> dict[str, Value]:
+async def _measure(calls: int, seconds: float, cores: tuple[int, int] | None, options: Options) -> dict[str, Value]:
     folder = options.folder / "worker"
     profile = folder / f"{calls}.prof" if options.profile else None
     own_core = machine.pinned(cores[1]) if cores else contextlib.nullcontext()

@@ -33,7 +33,7 @@ from tools.audio.speech import prompt
 from tools.audio.talkspurts import talkspurts
 from tools.run.preflight import Line
 from tools.sip.rtp_peer import FRAME_SAMPLES, RATE, Playback
-from tools.sip.sipp import Call, CallAborted, CallRefused, Ending
+from tools.sip.sipp import CallAborted, CallRefused, Carrier, Ending
 
 CALLER = "+919000000001"
 SENTENCES = ("tt-somethingwrong", "cannot-complete-as-dialed", "im-sorry")
@@ -78,17 +78,17 @@ class Moment:
 
 
 class LiveCall:
-    """One call as it goes on: `follow` keeps it up to date from the worker, PostgreSQL and the application's record."""
+    """One call, placed when this is made. `follow` keeps what is known of it up to date: from its worker, PostgreSQL
+    and `record`, the file of the application's events (see tools/apps/service.py)."""
 
-    def __init__(self, config: Config, line: Line, call: Call, sounds: Path, record: Path) -> None:
+    def __init__(self, config: Config, line: Line, carrier: Carrier, sounds: Path, record: Path) -> None:
         self.config = config
         self.line = line
-        self.call = call
         self.sounds = sounds
         self.record = record
-        """The application's events, see tools/apps/service.py."""
         self.began_at = time.monotonic()
         self.began = datetime.now(UTC)
+        self.call = carrier.call(line.number, CALLER)
         self.row: CallRow | None = None
         self.figures: MediaFigures | None = None
         self.playout_ms = 0
@@ -159,6 +159,10 @@ class LiveCall:
                     return (packet.arrived_at - end) * 1000
         return None
 
+    def story(self) -> list[Moment]:
+        """What has happened, in order of time (the application's record comes a little late)."""
+        return sorted(self.moments, key=lambda moment: moment.at)
+
     def levels(self) -> tuple[float, float]:
         """(caller, application) right now, in dBFS."""
         playing = next((sentence for sentence in self.said if not sentence.playback.done.is_set()), None)
@@ -211,10 +215,8 @@ class LiveCall:
     async def _look_on(self, pool: asyncpg.Pool, http: aiohttp.ClientSession) -> None:
         while True:
             with contextlib.suppress(StoreUnavailable):
-                rows = await CallStore(pool).list_calls(
-                    caller=CALLER, callee=self.call.callee, since=self.began, limit=1
-                )
                 # The oldest of them is ours, should anybody else call with the same number.
+                rows = await CallStore(pool).list_calls(caller=CALLER, since=self.began, limit=20)
                 self.row = rows[-1] if rows else None
             if self.row is not None:
                 await self._look_at_worker(http, self.row)
@@ -282,7 +284,7 @@ def _in_words(event: dict[str, Any]) -> str:
         case "mark_sent":
             return f"application sends mark {event['name']}"
         case "mark_echoed":
-            return f"mark {event['name']} comes back: played"
+            return f"mark {event['name']} comes back"
         case "clear":
             return "application sends clear"
         case "dtmf":

@@ -1,0 +1,73 @@
+"""A standalone worker behind somebody's own dialplan: no controller, no Redis, no PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.pbx import StartPbx
+from tests.worker_rig import serving, until
+from tools.asterisk.local import free_ports
+from tools.audio.tones import dominant_frequency, tone
+from tools.process import Process
+from tools.sip.rtp_peer import RtpTicker
+from tools.sip.sipp import Carrier, Ending
+
+pytestmark = pytest.mark.asterisk
+
+
+@pytest.mark.parametrize("form", ["AudioSocket", "Dial slin", "Dial ulaw"])
+async def test_any_dialplan_reaches_the_application(start_pbx: StartPbx, tmp_path: Path, form: str) -> None:
+    (port,) = free_ports(1)
+    leg_uuid = str(uuid.uuid4())
+    media_format = "ulaw" if form == "Dial ulaw" else "slin"
+    action = {
+        "AudioSocket": f"AudioSocket({leg_uuid},127.0.0.1:{port})",
+        "Dial slin": f"Dial(AudioSocket/127.0.0.1:{port}/{leg_uuid}/c(slin))",
+        "Dial ulaw": f"Dial(AudioSocket/127.0.0.1:{port}/{leg_uuid}/c(ulaw))",
+    }[form]
+    pbx = await start_pbx({"asterisk": {"fallback_extension": "own"}})  # loads app_dial
+    for number, step in enumerate(("Answer()", action, "Hangup()"), start=1):
+        await pbx.rx(f"dialplan add extension 7000,{number},{step} into trunk-carrier-ulaw replace")
+    async with serving() as app, RtpTicker() as ticker:
+        worker = Process(
+            "gateway",
+            [
+                *(sys.executable, "-m", "ari_app.cli.main", "gateway", "--listen", f"127.0.0.1:{port}"),
+                *("--app", app.url.replace("ws://", "ws://key:token@"), "--format", media_format),
+            ],
+            tmp_path / "gateway.log",
+            "worker_ready",
+            {},
+        )
+        await worker.start()
+        try:
+            async with Carrier(pbx.config.asterisk.sip_listen, "127.0.0.2", tmp_path / "sipp", ticker) as carrier:
+                call = carrier.call("7000")
+                await call.answered()
+                await until(lambda: app.events("start"), "start message")
+                assert app.requests[0].headers["Authorization"].startswith("Basic ")
+                start = app.events("start")[0]["start"]
+                assert start["call_sid"] == leg_uuid.replace("-", "")
+                call.peer.play(tone(440, 1.5))
+                await app.say(tone(900, 1.5).tobytes())
+                await asyncio.sleep(2)
+                heard = b"".join(base64.b64decode(message["media"]["payload"]) for message in app.events("media"))
+                assert dominant_frequency(np.frombuffer(heard, "<i2")) == pytest.approx(440, abs=3)
+                assert dominant_frequency(call.peer.received_pcm()) == pytest.approx(900, abs=3)
+                await app.sockets[0].close()
+                assert await call.ended() is Ending.BY_THEM
+                # The UUID in this dialplan is always the same: without --accept-any it is good for one call.
+                again = carrier.call("7000")
+                await again.answered()
+                assert await again.ended() is Ending.BY_THEM
+                assert "leg_refused" in worker.text()
+                assert len(app.events("start")) == 1
+        finally:
+            await worker.stop()

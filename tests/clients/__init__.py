@@ -1,0 +1,1 @@
+"""Applications of other people, run unchanged against the gateway."""
