@@ -18,6 +18,11 @@ _GUARDED = Path(__file__).with_name("asterisk") / "guarded.py"
 _TAIL_LINES = 15
 
 
+def guarded(*argv: str) -> tuple[str, ...]:
+    """The command that becomes `argv` (an absolute path first) as a child that ends when this process does."""
+    return (sys.executable, "-I", "-S", str(_GUARDED), str(os.getpid()), *argv)
+
+
 class ProcessFailed(Exception):
     """A process did not start, did not become ready, or ended by itself; the text ends with its log's tail."""
 
@@ -52,7 +57,7 @@ class Process:
         offset = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_GUARDED), str(os.getpid()), *self._argv),
+                *guarded(*self._argv),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -18,25 +18,21 @@ import structlog
 
 from ari_app.ari.client import AriClient
 from ari_app.ari.errors import AriError, AriNotFound, AriUnavailable
+from ari_app.call import ending
 from ari_app.call.machine import OVER, SETTING_UP, Action, CallMachine, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted
 from ari_app.controller.story import Story, now
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import BridgeId, CallId, ChannelId, LegUuid, bridge_id, media_channel_id, new_leg_uuid
-from ari_app.domain.termination import Result, Termination, from_media
-from ari_app.errors import NoCapacity, TrunkbridgeError
+from ari_app.domain.termination import Termination
+from ari_app.errors import TrunkbridgeError
 from ari_app.fleet.leases import Leases
 from ari_app.settings import ControllerSettings
 from ari_app.store.present import Present
-from audiosocket.callspec import CallReport, CallSpec, EndReason, WorkerInfo, report_stream
+from audiosocket.callspec import CallReport, CallSpec, WorkerInfo, report_stream
 
 INBOX_MESSAGES = 128
 """A call has some thirty events in its life; more than this at once is a fault, and is reconciled."""
-OUR_FAULT = Cause.SWITCHING_EQUIPMENT_CONGESTION
-"""What a trunk is told of our faults: Asterisk makes a SIP 503 of it, after which a carrier may try another way. Of
-"temporary failure" it makes a 603, which forbids that."""
-GONE_UNSEEN = "gone_unseen"
-"""The caller's channel went while nobody watched: whether the caller hung up cannot be known."""
 END_SECONDS = 5.0
 """How long an ended call waits for its channels to be destroyed and for the worker's report."""
 
@@ -131,7 +127,7 @@ class CallActor:
         self._story.event("adopted")
         gone = "gone while no controller ran"
         if not caller_live:
-            self.tell(Message(Trigger.CALLER_GONE, detail=gone, reason=GONE_UNSEEN))
+            self.tell(Message(Trigger.CALLER_GONE, detail=gone, reason=ending.GONE_UNSEEN))
         elif not media_live:
             self.tell(Message(Trigger.MEDIA_GONE, detail=gone))
         self._log.info("call_adopted", caller_live=caller_live, media_live=media_live)
@@ -149,7 +145,13 @@ class CallActor:
                     await self._handle(await self._next())
         except Exception as error:
             self._log.exception("call_actor_failed")
-            self._end(Result.SERVER_ERROR, "controller_error", f"{type(error).__name__}: {error}")
+            if self._termination is None:
+                self._termination = ending.of_trigger(
+                    Trigger.HANGUP_ORDERED,
+                    connected=False,
+                    reason="controller_error",
+                    detail=f"{type(error).__name__}: {error}",
+                )
             await self._contain()
 
     async def _begin(self) -> None:
@@ -213,49 +215,24 @@ class CallActor:
         """The first thing that ends a call is why it ended."""
         if self.machine.state not in OVER or self._termination is not None:
             return
-        detail = message.detail
-        match message.trigger:
-            case Trigger.REFUSED:
-                assert isinstance(self._admission, NotAdmitted)
-                full = self._admission.reason in ("trunk_full", "node_full")
-                self._end(
-                    Result.SERVER_ERROR if full else Result.CLIENT_ERROR,
-                    self._admission.reason,
-                    str(self._admission),
-                    self._admission.cause,
-                )
-            case Trigger.CALLER_GONE | Trigger.MEDIA_GONE if message.reason:
-                unseen = message.reason == GONE_UNSEEN
-                result = Result.INDETERMINATE if unseen else Result.SERVER_ERROR
-                self._end(result, message.reason, detail, message.cause)
-            case Trigger.CALLER_GONE if self._story.row.connected_at is None:
-                self._end(Result.CLIENT_ERROR, "caller_cancelled", detail, message.cause)
-            case Trigger.CALLER_GONE:
-                self._end(Result.SUCCESS, "caller_hangup", detail, message.cause)
-            case Trigger.HANGUP_ORDERED if message.reason:
-                self._end(Result.SERVER_ERROR, message.reason, detail, OUR_FAULT)
-            case Trigger.HANGUP_ORDERED:
-                self._end(Result.SUCCESS, "operator_hangup", detail, Cause.NORMAL_CLEARING)
-            case Trigger.TIME_LIMIT:
-                self._end(Result.SUCCESS, "time_limit", detail, Cause.NORMAL_CLEARING)
-            case Trigger.SETUP_TIMEOUT:
-                self._end(Result.SERVER_ERROR, "setup_timeout", detail, OUR_FAULT)
-            case Trigger.MEDIA_GONE | Trigger.SETTLED | Trigger.END_TIMEOUT:
-                pass  # the worker's report says why; without one, `_finish` does
-            case _:
-                reason = message.reason or message.trigger.value
-                self._end(Result.SERVER_ERROR, reason, detail, message.cause or OUR_FAULT)
-
-    def _end(self, result: Result, reason: str, detail: str = "", cause: int | None = None) -> None:
-        if self._termination is None:
-            self._termination = Termination(result, reason, detail, None if cause is None else int(cause))
+        if message.trigger is Trigger.REFUSED:
+            assert isinstance(self._admission, NotAdmitted)
+            self._termination = ending.of_refusal(self._admission)
+        else:
+            self._termination = ending.of_trigger(
+                message.trigger,
+                connected=self._story.row.connected_at is not None,
+                reason=message.reason,
+                detail=message.detail,
+                cause=message.cause,
+            )
 
     def _take_report(self, report: CallReport) -> None:
         self._report_due = False
         self._report = report
         self._story.reported(report)
-        if self._termination is None and report.reason is not EndReason.LEG_CLOSED:
-            self._termination = from_media(report.reason, report.detail, int(Cause.NORMAL_CLEARING))
+        if self._termination is None:
+            self._termination = ending.of_report(report)
 
     # Actions
 
@@ -295,8 +272,6 @@ class CallActor:
         except AriNotFound:
             self._caller_live = False
             return Message(Trigger.CALLER_GONE, detail="gone before it was answered")
-        except NoCapacity as error:
-            return Message(Trigger.PLACE_FAILED, OUR_FAULT, str(error), error.reason)
         except TrunkbridgeError as error:
             return Message(Trigger.PLACE_FAILED, detail=str(error), reason=error.reason)
         self._story.update(
@@ -424,13 +399,7 @@ class CallActor:
         )
 
     def _finish(self) -> Termination:
-        found = self._termination
-        if found is None:
-            if self._report is None:
-                found = Termination(Result.SERVER_ERROR, "media_lost", "the worker did not report")
-            else:
-                # The worker saw Asterisk close the leg, and nobody here had asked for it.
-                found = Termination(Result.SERVER_ERROR, "media_leg_lost", self._report.detail)
+        found = self._termination or ending.of_nothing(self._report)
         if found.hangup_cause is None and self._caller_cause is not None:
             return Termination(found.result, found.reason, found.detail, self._caller_cause)
         return found

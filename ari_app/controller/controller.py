@@ -27,9 +27,10 @@ from ari_app.ari.events import (
     StasisStart,
 )
 from ari_app.ari.models import Channel
+from ari_app.call.ending import GONE_UNSEEN, OUR_FAULT
 from ari_app.call.machine import OVER, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted, Router
-from ari_app.controller.actor import GONE_UNSEEN, OUR_FAULT, CallActor, Message, Services
+from ari_app.controller.actor import CallActor, Message, Services
 from ari_app.controller.story import Story, now, report_events
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import ChannelId, Kind, new_call_id, new_call_sid, parse

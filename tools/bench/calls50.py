@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ari_app.store.records import CallRow
 from audiosocket.errors import ConfigError
+from tools.audio.pcm import Pcm
 from tools.audio.tones import dominant_frequency, tone, tone_share
 from tools.bench import live, machine, marked
 from tools.bench.options import Options
 from tools.bench.report import Outcome, Table, Value, spread
-from tools.sip.rtp_peer import Playback, RtpTicker
+from tools.sip.rtp_peer import RtpTicker
 from tools.sip.sipp import Call, CallAborted, CallRefused, Carrier
+from tools.system import System
 
 CALLS = 50
 SECONDS = 30.0
@@ -23,6 +26,8 @@ ANSWER_SECONDS = 20.0
 UNDER_WAY_SECONDS = 1.0
 FRAME_SECONDS = 0.02
 LOWEST_HZ = 300
+PIECE_FRAMES = 25
+PIECE_SECONDS = PIECE_FRAMES * FRAME_SECONDS
 STEP_HZ = 50
 """A whole number of periods in every frame: all frames of a caller are alike but for their tags."""
 CALLS_MAX = 64
@@ -53,6 +58,20 @@ class _Heard:
     """Seconds from the INVITE to the first frame of its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """What happened while the callers talked."""
+
+    calls: list[Call]
+    began_at: list[float | None]
+    """When each caller's first marked frame left; None: not answered."""
+    usage: machine.Usage
+    worker_rss_mib: float
+    ended: Counter[str]
+    late: int
+    """Ticks of the callers' clock."""
+
+
 async def run(options: Options) -> Outcome:
     """Place the calls in one instant, let all speak, hang up, and look at every frame."""
     count = (options.calls or (CALLS,))[0]
@@ -61,51 +80,80 @@ async def run(options: Options) -> Outcome:
     seconds = options.seconds or SECONDS
     folder = options.folder / "calls50"
     async with live.live_system(folder, count + 10) as system:
-        pbx = system.config.asterisk.sip_listen
-        async with RtpTicker() as ticker, Carrier(pbx, live.CARRIER, folder / "carrier", ticker) as carrier:
-            calls = [carrier.call(live.ECHO, f"+9190000{number:05}") for number in range(count)]
-            playing = dict(await asyncio.gather(*(_speak(call, number, seconds) for number, call in enumerate(calls))))
-            meter = machine.Meter(live.pids(system))
-            await asyncio.sleep(seconds - 1)
-            usage = meter.read()
-            rss = machine.rss_mib(system.workers[0].pid)
-            await asyncio.gather(*(playback.done.wait() for playback in playing.values() if playback is not None))
-            await asyncio.sleep(UNDER_WAY_SECONDS)
-            ended = Counter([await call.hang_up() for call in calls])
-            late = ticker.late
+        talk = await _talk(system, [_speech(number, seconds) for number in range(count)], seconds, folder)
         rows = await live.closed_records(system, count)
         left = await live.leftovers(system)
     heard = [
-        _listen(call, number, playback)
-        for number, call in enumerate(calls)
-        if (playback := playing[number]) is not None
+        _listen(call, number, began_at, round(seconds / PIECE_SECONDS) * PIECE_FRAMES)
+        for number, (call, began_at) in enumerate(zip(talk.calls, talk.began_at, strict=True))
+        if began_at is not None
     ]
     tables = [
-        _set_up(calls, heard),
-        _audio(calls, heard, rows),
-        _cpu(usage, rss, count),
+        _set_up(talk.calls, heard),
+        _audio(talk.calls, heard, rows),
+        _cpu(talk.usage, talk.worker_rss_mib, count),
         Table("left behind", ("what", "count"), list(left.items())),
     ]
-    how = ", ".join(f"{number} {ending}" for ending, number in ended.items())
+    how = ", ".join(f"{number} {ending}" for ending, number in talk.ended.items())
     notes = [f"calls ended: {how}; records: {live.endings(rows)}"]
-    if late:
-        notes.append(f"the callers' own clock was 10 ms late {late} times: round trips hold that")
+    if talk.late:
+        notes.append(f"the callers' own clock was 10 ms late {talk.late} times: round trips hold that")
     what = f"{count} callers placed in one instant, {seconds:g} s of marked tones each, echoed by the application"
     return Outcome(what, tables, notes)
 
 
-async def _speak(call: Call, number: int, seconds: float) -> tuple[int, Playback | None]:
+async def _talk(system: System, speeches: list[list[Pcm]], seconds: float, folder: Path) -> _Talk:
+    async with (
+        RtpTicker() as ticker,
+        Carrier(system.config.asterisk.sip_listen, live.CARRIER, folder / "carrier", ticker) as carrier,
+    ):
+        with machine.no_garbage_collection():
+            calls = [carrier.call(live.ECHO, f"+9190000{number:05}") for number in range(len(speeches))]
+            async with asyncio.TaskGroup() as tasks:
+                speaking = [
+                    tasks.create_task(_speak(call, speech)) for call, speech in zip(calls, speeches, strict=True)
+                ]
+                # In the middle half of the time all of them talk.
+                await asyncio.sleep(seconds / 4)
+                meter = machine.Meter(live.pids(system))
+                await asyncio.sleep(seconds / 2)
+                usage = meter.read()
+                rss = machine.rss_mib(system.workers[0].pid)
+            await asyncio.sleep(UNDER_WAY_SECONDS)
+        endings = await asyncio.gather(*(call.hang_up() for call in calls), return_exceptions=True)
+        return _Talk(
+            calls=calls,
+            began_at=[task.result() for task in speaking],
+            usage=usage,
+            worker_rss_mib=rss,
+            ended=Counter(str(ending) or type(ending).__name__ for ending in endings),
+            late=ticker.late,
+        )
+
+
+def _speech(number: int, seconds: float) -> list[Pcm]:
+    pieces = round(seconds / PIECE_SECONDS)
+    whole = marked.marked(number, tone(LOWEST_HZ + STEP_HZ * number, pieces * PIECE_SECONDS))
+    return np.split(whole, pieces)
+
+
+async def _speak(call: Call, pieces: list[Pcm]) -> float | None:
+    """Play the pieces in one go; when the first frame was sent, None for a call that was not answered."""
     try:
         await call.answered(ANSWER_SECONDS)
     except (CallAborted, CallRefused, TimeoutError):
-        return number, None
-    return number, call.peer.play(marked.marked(number, tone(LOWEST_HZ + STEP_HZ * number, seconds)))
+        return None
+    # One piece ahead: encoding all of fifty speeches now would stop this process for a second.
+    playbacks = [call.peer.play(pieces[0])]
+    for piece in pieces[1:]:
+        playbacks.append(call.peer.play(piece))
+        await playbacks[-2].done.wait()
+    await playbacks[-1].done.wait()
+    return playbacks[0].started_at
 
 
-def _listen(call: Call, number: int, playback: Playback) -> _Heard:
+def _listen(call: Call, number: int, began: float, sent: int) -> _Heard:
     whose = marked.ulaw_whose(number)
-    sent = len(playback.encoded) // marked.FRAME_SAMPLES
-    began = playback.started_at or 0.0
     arrivals: dict[int, float] = {}
     foreign = 0
     for packet in call.peer.audio():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -30,6 +31,7 @@ SETTLE_SECONDS = 15.0
 async def live_system(folder: Path, calls: int) -> AsyncIterator[System]:
     """A system that carries `calls` at once. Raises what `System.start` and `provide` raise."""
     install = await asyncio.to_thread(provide)
+    _empty(folder)
     conversation, echo = free_ports(2)
     changes: dict[str, Any] = {
         "applications": {
@@ -41,6 +43,12 @@ async def live_system(folder: Path, calls: int) -> AsyncIterator[System]:
     }
     async with System(local_config(EXAMPLE, folder, calls=calls, changes=changes), install) as system:
         yield system
+
+
+def _empty(folder: Path) -> None:
+    # Records of an earlier run would be counted as this one's.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def pids(system: System) -> dict[str, int]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
-from collections.abc import Iterator
 
 from tools.bench import machine
 from tools.bench.applications import Echo, serve
@@ -84,7 +82,7 @@ async def _measure(calls: int, seconds: float, cores: tuple[int, int] | None, op
         clock = ReferenceClock(folder, cores[0] if cores else None)
         generator = Generator(worker.port)
         try:
-            with own_core, _no_garbage_collection():
+            with own_core, machine.no_garbage_collection():
                 await generator.start(calls)
                 await asyncio.sleep(WARM_SECONDS)
                 await clock.start()
@@ -125,16 +123,3 @@ async def _measure(calls: int, seconds: float, cores: tuple[int, int] | None, op
         "channels closed": seen.closed,
         "dropped": ", ".join(f"{count} {reason}" for reason, count in dropped.items()),
     }
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    # A collection in the generator would look like a pause of the worker.
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()

@@ -225,7 +225,7 @@ class LiveCall:
 
     async def _look_at_worker(self, http: aiohttp.ClientSession, row: CallRow) -> None:
         if row.worker_id is None or row.ended_at is not None:
-            self.figures = row.media or self.figures
+            self.figures, self.playout_ms = row.media or self.figures, 0
             return
         host, port = split_host_port(self.config.gateway.status_listen)
         url = f"http://{host}:{port + int(row.worker_id.rpartition('/')[2])}/calls/{row.call_id}"

@@ -34,7 +34,7 @@ HUSH_SECONDS = 0.5
 """How long it may take until the caller hears nothing more after a clear."""
 HUSH_PACKETS = 3
 """So many silent packets in a row are the silence after a clear, and not a pause between two words."""
-TURNS = ("the greeting", "the first answer", "the second answer, interrupted", "the third answer", "the goodbye")
+TURNS = ("the greeting", "the first answer", "the second answer's beginning", "the third answer", "the goodbye")
 MARKER_LABELS = {1: "greeting", 2: "answer 1", 3: "answer 2", 4: "answer 3", 5: "goodbye"}
 
 
@@ -154,7 +154,7 @@ def judge(live: LiveCall) -> Verdict:
         _marks(events),
         _digit(events),
         Check(
-            "the application ended the call and the caller got BYE",
+            "the application ended the call, by BYE",
             call.ending is Ending.BY_THEM and any(event["event"] == "close" for event in events),
             f"{call.ending}{f', {call.reason}' if call.reason else ''}",
         ),
@@ -190,11 +190,11 @@ def _caller_heard(index: int, turns: Sequence[HeardTurn], packets: int) -> Check
     if turn.heard_at is None:
         return Check(what, False, f'nothing like "{turn.says}" in {packets} RTP packets (match {turn.match:.2f})')
     late_ms = (turn.heard_at - turn.sent_at) * 1000
-    return Check(what, True, f'"{turn.says}": match {turn.match:.2f}, {late_ms:.0f} ms after it was sent')
+    return Check(what, True, f"match {turn.match:.2f}, {late_ms:.0f} ms after it was sent")
 
 
 def _application_heard(index: int, said: Sequence[Sentence], events: Sequence[dict[str, Any]]) -> Check:
-    what = f'the application heard the caller say "{SENTENCES[index]}"'
+    what = f"the application heard sentence {index + 1}"
     times = said[index].speech_at if index < len(said) else None
     if times is None:
         return Check(what, False, "the caller did not get to say it")
@@ -204,11 +204,11 @@ def _application_heard(index: int, said: Sequence[Sentence], events: Sequence[di
     )
     if start is None or stop is None:
         return Check(what, False, f"it noticed no {'beginning' if start is None else 'end'} of speech at that time")
-    return Check(what, True, f"noticed {start * 1000:.0f} ms after its beginning, {stop * 1000:.0f} ms after its end")
+    return Check(what, True, f"{start * 1000:.0f} ms after its start, noticed its end after {stop * 1000:.0f} ms")
 
 
 def _barge_in(clear_ms: float | None, cleared: bool) -> Check:
-    what = "interrupted, the application was silent for the caller"
+    what = "interrupted, the application fell silent"
     if clear_ms is None:
         return Check(what, False, "its audio went on" if cleared else "it sent no clear")
     return Check(what, clear_ms <= HUSH_SECONDS * 1000, f"{clear_ms:.0f} ms after its clear")
@@ -224,11 +224,11 @@ def _marks(events: Sequence[dict[str, Any]]) -> Check:
 
 def _digit(events: Sequence[dict[str, Any]]) -> Check:
     digits = "".join(event["digit"] for event in events if event["event"] == "dtmf")
-    return Check("the application got the digit #, once", digits == "#", digits or "no digit")
+    return Check("the application got #, once", digits == "#", digits or "no digit")
 
 
 def _recorded(live: LiveCall) -> Check:
-    what = "PostgreSQL has the call as a success, with audio both ways"
+    what = "the record in PostgreSQL says success"
     row = live.row
     if row is None:
         return Check(what, False, "no record of it")

@@ -76,9 +76,7 @@ class Show:
         for name, value in _figures(verdict, live):
             figures.add_row(name, value)
         self._print(figures)
-        self.say(
-            f"  (of a response, {QUIET_MS} ms are the application's: so much quiet tells it that the caller has finished)"
-        )
+        self.say(f"  ({QUIET_MS} ms of every answer's are the application's: so much quiet ends a sentence for it)")
         self.say()
         checks = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2))
         checks.add_column(no_wrap=True)
@@ -133,7 +131,7 @@ class Show:
 
 
 def _moment(call: LiveCall, at: float, text: str) -> str:
-    return f"{at - (call.call.invited_at or call.began_at):5.1f} s  {text}"
+    return f"{max(0.0, at - (call.call.invited_at or call.began_at)):5.1f} s  {text}"
 
 
 def _live_figures(call: LiveCall) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
+from tools.process import guarded
 from tools.sip.rtp_peer import Codec, RtpPeer, RtpTicker
 
 SCENARIO = Path(__file__).parent / "scenarios" / "carrier.xml"
@@ -179,19 +180,26 @@ class Carrier:
 
     async def start(self) -> None:
         """Start SIPp and connect to it. Raises SippError."""
-        if shutil.which("sipp") is None:
+        sipp = shutil.which("sipp")
+        if sipp is None:
             raise SippError("sipp is not installed (Debian: apt install sip-tester)")
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "errors.log").unlink(missing_ok=True)
         twin_port = _free_tcp_port()
         # -timer_resol 1: SIPp would otherwise look at what it has to do every 10 ms only.
-        command = ["sipp", self._pbx, "-sf", str(SCENARIO), "-i", self.source, "-bind_local", "-nostdin"]
+        command = [sipp, self._pbx, "-sf", str(SCENARIO), "-i", self.source, "-bind_local", "-nostdin"]
         command += ["-3pcc", f"127.0.0.1:{twin_port}", "-ci", "127.0.0.1", "-timer_resol", "1", "-aa"]
         command += ["-p", str(free_udp_port(self.source)), "-mi", self.source]
         command += ["-trace_msg", "-message_file", "messages.log", "-trace_err", "-error_file", "errors.log"]
         with (self._folder / "output.log").open("wb") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *command, cwd=self._folder, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
+                *guarded(*command),
+                cwd=self._folder,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # A Ctrl-C at the terminal is for our process, which then hangs the calls up.
+                start_new_session=True,
             )
         try:
             reader, self._writer = await self._connect(twin_port)
