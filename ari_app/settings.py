@@ -11,12 +11,11 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
-from audiosocket.settings import ExotelOptions, HostPort, NodeSettings
+from audiosocket.settings import ExotelOptions, HostPort, NodeSettings, split_url
 
 MAX_CUSTOM_PARAMETERS = 3
 MAX_CUSTOM_PARAMETER_CHARACTERS = 256
@@ -155,7 +154,7 @@ class ApplicationSettings(Settings):
     @field_validator("url")
     @classmethod
     def _websocket(cls, value: str) -> str:
-        parts = urlsplit(value)
+        parts = split_url(value)
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
             raise ValueError("expected a ws:// or wss:// URL with a host")
         if parts.username or parts.password:

@@ -7,11 +7,13 @@ subprotocol and no extension is offered, pings are answered, redirects are not f
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from base64 import b64encode
 from typing import Protocol
 
 import picows
+from aiohappyeyeballs import start_connection
 
 from audiosocket.errors import ApplicationError
 
@@ -19,6 +21,8 @@ CLOSE_SECONDS = 2.0
 """How long the application may take to answer our close."""
 MAX_UNSENT_BYTES = 131_072
 """About 3 s of caller audio as JSON: beyond it the application is slow, and caller frames are dropped."""
+EYEBALLS_SECONDS = 0.25
+"""How long one address of a name may keep the next one waiting (RFC 8305)."""
 _READ_BUFFER_BYTES = 4096
 
 
@@ -171,6 +175,15 @@ class Dialler:
         if url.startswith("wss:") and self._tls is None:
             self._tls = ssl.create_default_context()
         stream = AppStream(owner, message_max_bytes)
+        opened: list[socket.socket] = []
+
+        async def connect(parsed: picows.WSParsedURL) -> socket.socket:
+            loop = asyncio.get_running_loop()
+            addresses = await loop.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM)
+            opened.append(await start_connection(addresses, happy_eyeballs_delay=EYEBALLS_SECONDS))
+            return opened[-1]
+
+        succeeded = False
         try:
             async with asyncio.timeout(timeout_seconds):
                 await picows.ws_connect(
@@ -182,7 +195,9 @@ class Dialler:
                     max_redirects=0,
                     extra_headers=headers,
                     read_buffer_init_size=_READ_BUFFER_BYTES,
+                    socket_factory=connect,
                 )
+            succeeded = True
         except TimeoutError:
             raise ApplicationError("app_timeout", f"no WebSocket within {timeout_seconds:g} s") from None
         except picows.WSInvalidStatusError as error:
@@ -196,4 +211,17 @@ class Dialler:
             raise ApplicationError("app_protocol_error", f"handshake: {error}") from None
         except OSError as error:
             raise ApplicationError("app_refused", error.strerror or str(error)) from None
+        finally:
+            if not succeeded:
+                # picows leaves a handshake that was cancelled to its own time limit; the application would meanwhile
+                # take it for a call. A shut-down socket ends it at once, whoever holds it.
+                for connection in opened:
+                    _shut_down(connection)
         return stream
+
+
+def _shut_down(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # it is closed already

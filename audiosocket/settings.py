@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from audiosocket.runtime.config import Secret, Settings, read_yaml, validate
+
+CONTROL_SECTIONS = frozenset({"asterisk", "trunks", "phones", "applications", "routes", "controller"})
+"""Sections of the same file that a gateway leaves to the control plane."""
 
 
 def _host_port(value: str) -> str:
     host, sep, port = value.rpartition(":")
-    if not sep or not port.isdigit() or not 1 <= int(port) <= 65535:
+    if not sep or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
         raise ValueError("expected HOST:PORT with a port from 1 to 65535")
     try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
+        if host.startswith("[") and host.endswith("]"):
+            ipaddress.IPv6Address(host[1:-1])
+        elif ":" in host:
+            raise ValueError("expected an IPv6 address in brackets, such as [::1]:9092")
+        else:
+            ipaddress.IPv4Address(host)
+    except ipaddress.AddressValueError:
         raise ValueError(
             "expected an IP address before the port: a name would be resolved inside a call's set-up"
         ) from None
@@ -34,13 +43,23 @@ def split_host_port(value: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def split_url(value: str) -> SplitResult:
+    """A URL's parts. Raises `ValueError` whose text repeats nothing of it, since it may hold a password."""
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("host or port of the URL cannot be read: correct them") from None
+    return parts
+
+
 class LogSettings(Settings):
     """How a process logs."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
     mask_numbers: bool = True
-    """Phone numbers appear as +9180******02."""
+    """Phone numbers appear as +9180****02."""
 
 
 class StoreUrls(Settings):
@@ -54,7 +73,8 @@ class StoreUrls(Settings):
     @field_validator("postgres", "redis")
     @classmethod
     def _no_password(cls, value: str) -> str:
-        if urlsplit(value).password:
+        parts = split_url(value)
+        if parts.password or "password" in parse_qs(parts.query):
             raise ValueError("the URL carries a password: move it to postgres_password or redis_password")
         return value
 
@@ -97,26 +117,46 @@ class GatewaySettings(Settings):
             ipaddress.ip_network(network)
         return value
 
+    @model_validator(mode="after")
+    def _ports(self) -> GatewaySettings:
+        taken: dict[tuple[str, int], str] = {}
+        for name in ("listen", "status_listen"):
+            host, first = split_host_port(getattr(self, name))
+            last = first + self.workers - 1
+            if last > 65535:
+                raise ValueError(f"{name}: {self.workers} workers would need ports {first} to {last}: begin lower")
+            for port in range(first, last + 1):
+                if taken.setdefault((host, port), name) != name:
+                    raise ValueError(f"status_listen: port {port} is a worker's AudioSocket port too: move one")
+        return self
+
+
+def _store_tag(value: object) -> str:
+    return "embedded" if value == "embedded" else "servers"
+
 
 class NodeSettings(Settings):
     """What a gateway process reads of the file; the other sections belong to the controller."""
 
     node: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
     state_dir: Path = Path("/var/lib/trunkbridge")
-    store: Literal["embedded"] | StoreUrls
+    store: Annotated[
+        Annotated[Literal["embedded"], Tag("embedded")] | Annotated[StoreUrls, Tag("servers")],
+        Discriminator(_store_tag),
+    ]
     log: LogSettings = LogSettings()
     gateway: GatewaySettings = GatewaySettings()
 
     @field_validator("store", mode="before")
     @classmethod
     def _store_kind(cls, value: object) -> object:
-        if isinstance(value, str) and value != "embedded":
+        if value != "embedded" and not isinstance(value, (dict, StoreUrls)):
             raise ValueError("expected 'embedded', or a mapping with postgres: and redis: URLs")
         return value
 
 
 def load_node(path: Path) -> NodeSettings:
     """The gateway's sections of the file at `path`. Raises `ConfigError`."""
-    known = {key: value for key, value in read_yaml(path).items() if key in NodeSettings.model_fields}
-    settings = validate(NodeSettings, known, path)
+    found = read_yaml(path)
+    settings = validate(NodeSettings, {key: found[key] for key in found if key not in CONTROL_SECTIONS}, path)
     return settings.model_copy(update={"state_dir": path.parent.absolute() / settings.state_dir})

@@ -23,6 +23,12 @@ def guarded(*argv: str) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", str(_GUARDED), str(os.getpid()), *argv)
 
 
+def send_signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Signals a child that may just have ended. asyncio's own way would take its exit status away from who waits."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, number)
+
+
 class ProcessFailed(Exception):
     """A process did not start, did not become ready, or ended by itself; the text ends with its log's tail."""
 
@@ -37,6 +43,8 @@ class Process:
         self._ready = ready
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
+        self._log_start = 0
+        """Size of the log file, which former runs wrote to as well, at the start of this one."""
 
     @property
     def pid(self) -> int:
@@ -54,7 +62,7 @@ class Process:
     async def start(self, seconds: float = 30.0) -> None:
         """Starts the process and waits for its sign of readiness. Raises `ProcessFailed`."""
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        offset = self.log_file.stat().st_size if self.log_file.exists() else 0
+        self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 *guarded(*self._argv),
@@ -67,10 +75,8 @@ class Process:
             )
         deadline = time.monotonic() + seconds
         while True:
-            with self.log_file.open("rb") as log:
-                log.seek(offset)
-                if self._ready.encode() in log.read():
-                    return
+            if self._ready in self._text_of_this_run():
+                return
             if not self.running:
                 raise self.failure(f"ended with status {self._process.returncode}")
             if time.monotonic() > deadline:
@@ -87,19 +93,18 @@ class Process:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
+        send_signal(process, signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await process.wait()
         except TimeoutError:
-            process.kill()
+            send_signal(process, signal.SIGKILL)
             await process.wait()
 
     async def kill(self) -> None:
         """Ends the process at once, as a crash would."""
         if self._process is not None and self.running:
-            self._process.kill()
+            send_signal(self._process, signal.SIGKILL)
             await self._process.wait()
 
     def text(self) -> str:
@@ -114,5 +119,12 @@ class Process:
 
     def failure(self, what: str) -> ProcessFailed:
         """The error that this process `what`, with the end of its log."""
-        tail = "\n".join(self.text().splitlines()[-_TAIL_LINES:])
+        tail = "\n".join(self._text_of_this_run().splitlines()[-_TAIL_LINES:])
         return ProcessFailed(f"{self.name} {what}; the end of {self.log_file}:\n{tail}")
+
+    def _text_of_this_run(self) -> str:
+        if not self.log_file.exists():
+            return ""
+        with self.log_file.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")

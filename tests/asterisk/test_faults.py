@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +105,25 @@ async def test_a_killed_worker_ends_its_calls_with_the_reason(live: Live) -> Non
     assert await hears_itself(call, 500)
     await call.hang_up()
     await live.nothing_left()
+
+
+async def test_calls_are_spread_and_a_killed_worker_harms_only_its_own(
+    asterisk_install: AsteriskInstall, tmp_path: Path
+) -> None:
+    async with live_system(asterisk_install, tmp_path, changes={"gateway": {"workers": 2}}) as live:
+        calls = await echoing(live, 6)
+        rows = {row.caller: row.worker_id for row in await live.records()}
+        on = {worker: [call for call in calls if rows[call.caller] == worker] for worker in set(rows.values())}
+        assert sorted(len(found) for found in on.values()) == [3, 3]
+        dead, alive = f"{live.system.config.node}/0", f"{live.system.config.node}/1"
+        await live.system.workers[0].kill()
+        heard = await asyncio.gather(*(hears_itself(call, 400 + 50 * n) for n, call in enumerate(on[alive])))
+        assert all(heard)
+        for call in on[dead]:
+            assert await call.ended() is Ending.BY_THEM
+            assert (await live.record(call)).reason == "media_lost"
+        await asyncio.gather(*(call.hang_up() for call in on[alive]))
+        await live.nothing_left()
 
 
 async def test_a_stopped_worker_drains(live: Live) -> None:

@@ -145,6 +145,8 @@ async def test_the_caller_hangs_up_while_the_application_is_dialled() -> None:
         report = await r.report()
         assert report.reason == "leg_closed"
         assert not r.app.messages
+        transport = r.app.requests[0].transport
+        await until(lambda: transport is None or transport.is_closing(), "the application's socket closed", 2)
 
 
 async def test_a_tls_application_with_a_wrong_certificate() -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from ari_app.asterisk_conf import AsteriskLayout, render, write
 from ari_app.settings import Config
 from audiosocket.settings import split_host_port
 from tools.asterisk.install import AsteriskInstall
+from tools.process import guarded, send_signal
 
 START_SECONDS = 40.0
 STOP_SECONDS = 10.0
@@ -96,11 +95,9 @@ class AsteriskInstance:
         self._require_ports()
         self._prepare_folders()
         write(render(self.config, self.layout), self.layout.etc)
-        guarded = Path(__file__).with_name("guarded.py")
         with self.output.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(guarded), str(os.getpid())),
-                *self._argv("-f", "-n"),
+                *guarded(*self._argv("-f", "-n")),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -123,13 +120,12 @@ class AsteriskInstance:
         """Ends the process: SIGTERM, and SIGKILL for one that does not obey."""
         process = self._process
         if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
+            send_signal(process, signal.SIGTERM)
             try:
                 async with asyncio.timeout(STOP_SECONDS):
                     await process.wait()
             except TimeoutError:
-                process.kill()
+                send_signal(process, signal.SIGKILL)
                 await process.wait()
         if self._short_run is not None:
             shutil.rmtree(self._short_run, ignore_errors=True)
@@ -139,7 +135,7 @@ class AsteriskInstance:
         """Ends the process at once, as a crash would."""
         process = self._process
         if process is not None and process.returncode is None:
-            process.kill()
+            send_signal(process, signal.SIGKILL)
             await process.wait()
 
     async def rx(self, command: str) -> str:

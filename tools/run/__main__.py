@@ -53,6 +53,7 @@ class Run:
         self._once = once
         self._show = show
         self._system: System | None = None
+        self._carrier: Carrier | None = None
         self._stop = asyncio.Event()
         self._killing: asyncio.Task[None] | None = None
         self._up = False
@@ -84,6 +85,8 @@ class Run:
             self._stop.set()
             self._show.say("\nstopping; once more to stop at once")
         elif self._system is not None and self._killing is None:
+            if self._carrier is not None:
+                self._carrier.kill()
             self._killing = asyncio.create_task(self._system.kill(), name="kill")
 
     async def _work(self, install: AsteriskInstall) -> int:
@@ -131,6 +134,7 @@ class Run:
             RtpTicker() as ticker,
             Carrier(config.asterisk.sip_listen, line.source, folder / "sipp", ticker, codec=line.codec) as carrier,
         ):
+            self._carrier = carrier
             live = LiveCall(config, line, carrier, system.install.sounds, record)
             async with show.following(live), live.follow():
                 await live.play()

@@ -134,13 +134,12 @@ class LiveCall:
             try:
                 yield
                 deadline = time.monotonic() + RECORD_SECONDS
-                while (self.row is None or self.row.ended_at is None or not self._closed()) and not looking.done():
-                    if time.monotonic() > deadline:
+                while time.monotonic() < deadline:
+                    if self._closed() or looking.done():
                         break
                     await asyncio.sleep(LOOK_SECONDS)
             finally:
-                looking.cancel()
-                await asyncio.gather(looking, return_exceptions=True)
+                await ended(looking)
                 await pool.close()
 
     @property
@@ -200,14 +199,16 @@ class LiveCall:
 
     async def _event(self, event: str, what: str, **values: object) -> dict[str, Any]:
         """Waits for an event of the application that has these values. Raises `_Missing`."""
-        wanted = {"event": event, **values}
+        call, wanted = self.call, {"event": event, **values}
         deadline = time.monotonic() + STEP_SECONDS
         while True:
             for known in self.events:
                 if wanted.items() <= known.items():
                     return known
-            if self.call.ending is not None:
-                raise _Missing(f"the call ended before {what}")
+            if call.ending is not None:
+                raise _Missing(
+                    f"the call ended ({call.ending}{f', {call.reason}' if call.reason else ''}) before {what}"
+                )
             if time.monotonic() > deadline:
                 raise _Missing(f"{what} did not come within {STEP_SECONDS:g} s")
             await asyncio.sleep(LOOK_SECONDS / 4)
@@ -251,10 +252,19 @@ class LiveCall:
                     self._tell(event["at"], _in_words(event))
 
     def _closed(self) -> bool:
-        return not self.events or self.events[-1]["event"] == "end"
+        recorded = self.row is not None and self.row.ended_at is not None
+        return recorded and (not self.events or self.events[-1]["event"] == "end")
 
     def _tell(self, at: float, text: str) -> None:
         self.moments.append(Moment(at, text))
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancels a task and waits for its end. Raises what it raised."""
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.result()
 
 
 class _Missing(Exception):

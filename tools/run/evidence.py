@@ -24,7 +24,7 @@ from tools.sip.rtp_peer import RATE, Codec
 from tools.sip.sipp import Ending
 
 MATCH_MIN = 0.5
-"""Correlation from which two recordings are the same: a perfect path gives 0.99, another prompt less than 0.2, and a
+"""Correlation from which two recordings are the same: a perfect path gives 0.99, another recording up to 0.3, and a
 glitch in the middle still leaves more than half."""
 MATCH_SECONDS = 2.0
 """How late a turn may begin after it was sent."""

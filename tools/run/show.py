@@ -17,14 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from tools.apps.conversation import QUIET_MS
-from tools.run.call import LiveCall
+from tools.run.call import LiveCall, ended
 from tools.run.evidence import TURNS, Verdict
 
 LOOK_SECONDS = 0.2
 PLAIN_FIGURES_SECONDS = 2.0
 HOLD_SECONDS = 0.6
 """Plain lines wait so long: the application's record comes late, and what was told cannot be put in order later."""
-BAR_CELLS = 24
+BAR_CELLS = 20
 BAR_FLOOR_DBFS = -48.0
 MOMENTS_SHOWN = 11
 
@@ -66,8 +66,7 @@ class Show:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await ended(task)
 
     def verdict(self, verdict: Verdict, live: LiveCall) -> None:
         """The figures and the checks, as two tables."""
@@ -97,17 +96,24 @@ class Show:
                 print(line.rstrip())
             sys.stdout.flush()
         except OSError:
+            self._unread()
+
+    def _unread(self) -> None:
+        if not self._lost:
             self.lose()
             signal.raise_signal(signal.SIGTERM)
 
     async def _draw(self, call: LiveCall) -> None:
-        with Live(_picture(call), console=self.console, auto_refresh=False) as live:
-            try:
-                while True:
-                    await asyncio.sleep(LOOK_SECONDS)
+        try:
+            with Live(_picture(call), console=self.console, auto_refresh=False) as live:
+                try:
+                    while True:
+                        await asyncio.sleep(LOOK_SECONDS)
+                        live.update(_picture(call), refresh=True)
+                finally:
                     live.update(_picture(call), refresh=True)
-            finally:
-                live.update(_picture(call), refresh=True)
+        except OSError:
+            self._unread()
 
     async def _list(self, call: LiveCall) -> None:
         told = 0
@@ -154,11 +160,11 @@ def _picture(call: LiveCall) -> Panel:
     values = dict(_live_figures(call))
     grid = Table.grid(padding=(0, 2))
     grid.add_row("state", Text(values["state"], style="bold"), f"{call.seconds:.1f} s")
-    grid.add_row("caller", _bar(caller_level, "blue"), f"{values['frames from caller']} frames to the application")
+    grid.add_row("caller", _bar(caller_level, "blue"), f"{values['frames from caller']} frames")
     grid.add_row(
         "application",
         _bar(application_level, "dark_orange"),
-        f"{values['played to caller']} frames to the caller, {values['queued']} queued",
+        f"{values['played to caller']} frames, {values['queued']} queued",
     )
     counts = Text(
         f"marks {values['marks']}   clears {values['clears']}   digits {values['digits']}"

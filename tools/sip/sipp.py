@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import re
 import shutil
+import signal
 import socket
 import time
 import uuid
@@ -19,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
-from tools.process import guarded
+from tools.process import guarded, send_signal
 from tools.sip.rtp_peer import Codec, RtpPeer, RtpTicker
 
 SCENARIO = Path(__file__).parent / "scenarios" / "carrier.xml"
@@ -224,13 +225,18 @@ class Carrier:
             call.peer.close()
         if self._process is None or self._process.returncode is not None:
             return
-        self._process.terminate()
+        send_signal(self._process, signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._process.wait()
         except TimeoutError:
-            self._process.kill()
+            send_signal(self._process, signal.SIGKILL)
             await self._process.wait()
+
+    def kill(self) -> None:
+        """End SIPp at once, calls or not; they end as aborted. `stop` is still to be called."""
+        if self._process is not None and self._process.returncode is None:
+            send_signal(self._process, signal.SIGKILL)
 
     def call(self, callee: str, caller: str = "+919000000001") -> Call:
         """Place a call now; returns at once. Its audio endpoint is `call.peer`.
