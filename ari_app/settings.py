@@ -11,6 +11,7 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
 
 from pydantic import Field, field_validator, model_validator
 
@@ -170,14 +171,20 @@ class ApplicationSettings(Settings):
             raise ValueError("looks like a Twilio account id, which applications take for Twilio's protocol")
         return value
 
-    @field_validator("custom_parameters")
-    @classmethod
-    def _few(cls, value: dict[str, str]) -> dict[str, str]:
-        if len(value) > MAX_CUSTOM_PARAMETERS:
-            raise ValueError(f"Exotel allows {MAX_CUSTOM_PARAMETERS} custom parameters, found {len(value)}")
-        if sum(len(key) + len(text) for key, text in value.items()) > MAX_CUSTOM_PARAMETER_CHARACTERS:
-            raise ValueError(f"Exotel allows {MAX_CUSTOM_PARAMETER_CHARACTERS} characters of custom parameters in all")
-        return value
+    @model_validator(mode="after")
+    def _few(self) -> ApplicationSettings:
+        given = dict(parse_qsl(split_url(self.url).query, keep_blank_values=True)) | self.custom_parameters
+        if len(given) > MAX_CUSTOM_PARAMETERS:
+            raise ValueError(
+                f"custom_parameters and the URL's query are {len(given)} parameters together: Exotel allows"
+                f" {MAX_CUSTOM_PARAMETERS}"
+            )
+        if sum(len(key) + len(text) for key, text in given.items()) > MAX_CUSTOM_PARAMETER_CHARACTERS:
+            raise ValueError(
+                f"custom_parameters and the URL's query are too long: Exotel allows {MAX_CUSTOM_PARAMETER_CHARACTERS}"
+                " characters in all"
+            )
+        return self
 
 
 _DID = re.compile(r"^(\*|\+[1-9][0-9]{6,14}|[0-9]{2,15})$")

@@ -139,7 +139,7 @@ class MediaCall:
         dialect = open_dialect(self.spec)
         session = self._session = Session(self.spec, dialect, self._send, self._note)
         self._leg.session = session
-        stream = await self._connect()
+        stream = await self._connect(dialect.url)
         if stream is None:
             return self._leg_ending()
         self._stream = stream
@@ -154,10 +154,10 @@ class MediaCall:
         finally:
             ended.cancel()
 
-    async def _connect(self) -> AppStream | None:
+    async def _connect(self, url: str) -> AppStream | None:
         """The application's stream; None when the call ended before it was there. Raises `ApplicationError`."""
         self._note("app_connecting", {"url": masked_url(self.spec.url)})
-        connecting = asyncio.ensure_future(self._dial())
+        connecting = asyncio.ensure_future(self._dial(url))
         try:
             await asyncio.wait((connecting, self._leg.closed, self._stopping), return_when=asyncio.FIRST_COMPLETED)
             if self._leg.closed.done() or self._stopping.done():
@@ -174,13 +174,13 @@ class MediaCall:
         if not connecting.cancelled() and connecting.exception() is None:
             await connecting.result().close()
 
-    async def _dial(self) -> AppStream:
+    async def _dial(self, url: str) -> AppStream:
         spec = self.spec
         began = time.monotonic()
         for attempt in range(1, spec.connect_attempts + 1):
             try:
                 stream = await self._dialler.dial(
-                    spec.url, spec.credentials, spec.connect_timeout_seconds, spec.message_max_bytes, self
+                    url, spec.credentials, spec.connect_timeout_seconds, spec.message_max_bytes, self
                 )
             except ApplicationError as error:
                 self._note("app_connect_failed", {"attempt": attempt, "reason": error.reason, "detail": error.detail})

@@ -168,8 +168,10 @@ class Session:
         elif type(asked) is Clear:
             self.clears += 1
             self._note("clear", {"dropped_ms": self.playout.depth_bytes // 16})
-            for name in self.playout.clear():
-                self._send_mark(name)
+            dropped = self.playout.clear()
+            if self._dialect.marks_on_clear:
+                for name in dropped:
+                    self._send_mark(name)
         elif type(asked) is Ignored:
             self.ignore(asked.reason)
 

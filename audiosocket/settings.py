@@ -6,7 +6,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, urlsplit
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -79,11 +79,35 @@ class StoreUrls(Settings):
         return value
 
 
+RESERVED_PARAMETERS = frozenset({"sample-rate", "sample_rate"})
+"""What Exotel itself reads from the query of an application's URL."""
+
+
+def query_parameters(url: str) -> dict[str, str]:
+    """The custom parameters that ride on an application's URL: its query without what Exotel itself reads there."""
+    query = parse_qsl(url.partition("?")[2], keep_blank_values=True)
+    return {key: value for key, value in query if key not in RESERVED_PARAMETERS}
+
+
 class ExotelOptions(Settings):
     """Switches of the Exotel dialect, for what its documents leave open (see docs/protocol-exotel.md)."""
 
     frame_ms: Annotated[int, Field(ge=20, le=100, multiple_of=20)] = 20
-    """Audio per media message towards the application, in ms."""
+    """Audio per media message towards the application, in ms. The documents say about 100, calls were seen with 20."""
+    counters: Literal["string", "integer"] = "string"
+    """JSON type of `sequence_number` and `chunk`."""
+    encoding: Literal["base64", "raw", "audio/x-raw"] = "base64"
+    """`media_format.encoding` in the start message; a name only, the payload is the same."""
+    bit_rate: Literal["128kbps", "128", "16"] = "128kbps"
+    """`media_format.bit_rate` in the start message."""
+    number_format: Literal["e164", "national0"] = "e164"
+    """`from` and `to`: +918000000001, or 08000000001 as Exotel sends Indian numbers to some accounts."""
+    empty_custom_parameters: Literal["send", "omit"] = "send"
+    """Whether `custom_parameters` is sent as `{}` when there are none."""
+    marks_on_clear: Literal["echo", "drop"] = "echo"
+    """Whether marks whose audio a `clear` dropped come back."""
+    query: Literal["keep", "strip"] = "keep"
+    """Whether the URL's query is dialled. Its pairs are custom parameters in both cases."""
 
 
 class GatewaySettings(Settings):

@@ -9,7 +9,7 @@ from audiosocket.dialects.base import Dialect
 from audiosocket.dialects.exotel import ExotelDialect
 from audiosocket.errors import ConfigError
 
-DIALECTS: dict[str, Callable[..., Dialect]] = {"exotel": ExotelDialect}
+DIALECTS: dict[str, Callable[[CallSpec], Dialect]] = {"exotel": ExotelDialect}
 
 
 def open_dialect(spec: CallSpec) -> Dialect:
@@ -18,6 +18,6 @@ def open_dialect(spec: CallSpec) -> Dialect:
     if factory is None:
         raise ConfigError(f"dialect {spec.dialect!r} is not known to this worker: one of {', '.join(sorted(DIALECTS))}")
     try:
-        return factory(spec, **spec.dialect_options)
-    except TypeError as error:
+        return factory(spec)
+    except ValueError as error:
         raise ConfigError(f"dialect_options of {spec.dialect}: {error}") from None

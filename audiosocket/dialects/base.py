@@ -38,6 +38,10 @@ class Dialect(Protocol):
 
     frame_bytes: int
     """PCM16 bytes that one media message carries."""
+    marks_on_clear: bool
+    """Whether marks whose audio was dropped are returned."""
+    url: str
+    """What is dialled."""
     oddities: dict[str, int]
     """What the application does against the protocol without harm, counted."""
 

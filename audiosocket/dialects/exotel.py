@@ -14,10 +14,12 @@ import msgspec
 
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects.base import AppMessage, Clear, Ignored, Mark
+from audiosocket.settings import ExotelOptions, query_parameters
 
 BYTES_PER_MS = 16
 """PCM16 at 8 kHz."""
 
+_INDIA = "+91"
 _DTMF_DURATION_MS = "100"
 """Asterisk reports a digit at its end without a length; Exotel's examples show 100 ms."""
 
@@ -46,70 +48,78 @@ _BAD_SHAPE = Ignored("bad_shape")
 _UNKNOWN_EVENT = Ignored("unknown_event")
 
 
-def _json(message: dict[str, Any]) -> bytes:
-    return msgspec.json.encode(message)
-
-
 class ExotelDialect:
-    """One stream. Sequence numbers count all messages after `connected`; chunks count media alone (both from 1)."""
+    """One stream. Sequence numbers count all messages after `connected`; chunks count media alone (both from 1).
+
+    The options are those of `audiosocket.settings.ExotelOptions`. Raises `ValueError` for one that is not known.
+    """
 
     __slots__ = (
         "_chunk",
-        "_chunk_ms",
+        "_frame_ms",
+        "_media",
         "_next_ms",
-        "_prefix",
+        "_options",
         "_sequence",
         "_spec",
         "_stream_sid",
         "frame_bytes",
+        "marks_on_clear",
         "oddities",
+        "url",
     )
 
-    def __init__(self, spec: CallSpec, frame_ms: int = 20) -> None:
+    def __init__(self, spec: CallSpec) -> None:
+        self._options = options = ExotelOptions.model_validate(spec.dialect_options)
         self._spec = spec
         self._stream_sid = spec.stream_sid
-        self._chunk_ms = frame_ms
+        self._frame_ms = options.frame_ms
         self._sequence = 0
         self._chunk = 0
         self._next_ms = 0
-        self._prefix = b'{"event":"media","stream_sid":' + _json_string(spec.stream_sid) + b',"sequence_number":"'
-        self.frame_bytes = frame_ms * BYTES_PER_MS
+        quote = b'"' if options.counters == "string" else b""
+        # The message with its four values left open; a stream id from elsewhere must not bring a % of its own.
+        sid = msgspec.json.encode(spec.stream_sid).replace(b"%", b"%%")
+        self._media = (
+            b'{"event":"media","stream_sid":%b,"sequence_number":%b%%d%b,"media":{"chunk":%b%%d%b,"timestamp":"%%d",'
+            b'"payload":"%%b"}}' % (sid, quote, quote, quote, quote)
+        )
+        self.frame_bytes = options.frame_ms * BYTES_PER_MS
+        self.marks_on_clear = options.marks_on_clear == "echo"
         self.oddities: dict[str, int] = {}
+        self.url = spec.url if options.query == "keep" else spec.url.partition("?")[0]
 
     def opening(self) -> list[bytes]:
-        spec = self._spec
+        spec, options = self._spec, self._options
         self._sequence = 1
-        start = {
-            "event": "start",
-            "sequence_number": "1",
+        parameters = query_parameters(spec.url) | spec.custom_parameters
+        start: dict[str, Any] = {
             "stream_sid": spec.stream_sid,
-            "start": {
-                "stream_sid": spec.stream_sid,
-                "call_sid": spec.call_sid,
-                "account_sid": spec.account_sid,
-                "from": spec.caller,
-                "to": spec.callee,
-                "custom_parameters": spec.custom_parameters,
-                "media_format": {"encoding": "base64", "sample_rate": "8000", "bit_rate": "128kbps"},
-            },
+            "call_sid": spec.call_sid,
+            "account_sid": spec.account_sid,
+            "from": self._number(spec.caller),
+            "to": self._number(spec.callee),
         }
-        return [b'{"event":"connected"}', _json(start)]
+        if parameters or options.empty_custom_parameters == "send":
+            start["custom_parameters"] = parameters
+        start["media_format"] = {"encoding": options.encoding, "sample_rate": "8000", "bit_rate": options.bit_rate}
+        message = {
+            "event": "start",
+            "sequence_number": self._count(1),
+            "stream_sid": spec.stream_sid,
+            "start": start,
+        }
+        return [b'{"event":"connected"}', msgspec.json.encode(message)]
 
     def media(self, pcm: bytes) -> bytes:
         self._sequence = sequence = self._sequence + 1
         self._chunk = chunk = self._chunk + 1
         at = self._next_ms
-        self._next_ms = at + self._chunk_ms
-        return b'%b%d","media":{"chunk":"%d","timestamp":"%d","payload":"%b"}}' % (
-            self._prefix,
-            sequence,
-            chunk,
-            at,
-            b2a_base64(pcm, newline=False),
-        )
+        self._next_ms = at + self._frame_ms
+        return self._media % (sequence, chunk, at, b2a_base64(pcm, newline=False))
 
     def skip(self, frames: int) -> None:
-        self._next_ms += frames * self._chunk_ms
+        self._next_ms += frames * self._frame_ms
 
     def dtmf(self, digit: str) -> bytes:
         return self._event("dtmf", {"digit": digit, "duration": _DTMF_DURATION_MS})
@@ -143,10 +153,15 @@ class ExotelDialect:
 
     def _event(self, event: str, body: dict[str, str]) -> bytes:
         self._sequence += 1
-        return _json(
-            {"event": event, "sequence_number": str(self._sequence), "stream_sid": self._stream_sid, event: body}
+        number = self._count(self._sequence)
+        return msgspec.json.encode(
+            {"event": event, "sequence_number": number, "stream_sid": self._stream_sid, event: body}
         )
 
+    def _count(self, number: int) -> str | int:
+        return str(number) if self._options.counters == "string" else number
 
-def _json_string(text: str) -> bytes:
-    return msgspec.json.encode(text)
+    def _number(self, number: str) -> str:
+        if self._options.number_format == "national0" and number.startswith(_INDIA):
+            return "0" + number.removeprefix(_INDIA)
+        return number

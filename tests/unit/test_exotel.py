@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -135,6 +136,47 @@ def test_what_cannot_be_used_is_named(message: bytes, reason: str) -> None:
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
 def test_no_message_raises(message: bytes) -> None:
     ExotelDialect(call_spec()).decode(message)
+
+
+def opened(**options: object) -> dict[str, Any]:
+    (_, start) = ExotelDialect(call_spec(dialect_options=options)).opening()
+    return json.loads(start)  # type: ignore[no-any-return]
+
+
+def test_disputed_points_are_switches() -> None:
+    assert opened(counters="integer")["sequence_number"] == 1
+    assert opened(encoding="raw", bit_rate="128")["start"]["media_format"] == {
+        "encoding": "raw",
+        "sample_rate": "8000",
+        "bit_rate": "128",
+    }
+    assert opened()["start"]["custom_parameters"] == {}
+    assert "custom_parameters" not in opened(empty_custom_parameters="omit")["start"]
+    national = opened(number_format="national0")["start"]
+    assert (national["from"], national["to"]) == ("09000000001", "08000000002")
+
+
+def test_counters_as_integers() -> None:
+    dialect = ExotelDialect(call_spec(dialect_options={"counters": "integer"}))
+    dialect.opening()
+    media = json.loads(dialect.media(bytes(320)))
+    assert (media["sequence_number"], media["media"]["chunk"], media["media"]["timestamp"]) == (2, 1, "0")
+    assert json.loads(dialect.mark("m"))["sequence_number"] == 3
+
+
+@pytest.mark.parametrize("query", ["keep", "strip"])
+def test_the_query_of_the_url_becomes_custom_parameters(query: str) -> None:
+    url = "wss://host/bot?sample-rate=8000&agent=a%207&empty="
+    dialect = ExotelDialect(call_spec(url=url, custom_parameters={"own": "1"}, dialect_options={"query": query}))
+    start = json.loads(dialect.opening()[1])["start"]
+    assert start["custom_parameters"] == {"agent": "a 7", "empty": "", "own": "1"}
+    assert dialect.url == (url if query == "keep" else "wss://host/bot")
+
+
+def test_a_stream_id_from_elsewhere_cannot_break_a_message() -> None:
+    dialect = ExotelDialect(call_spec(stream_sid='%s%d"\\'))
+    dialect.opening()
+    assert json.loads(dialect.media(bytes(320)))["stream_sid"] == '%s%d"\\'
 
 
 def test_a_dialect_that_this_worker_lacks() -> None:

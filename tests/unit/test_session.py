@@ -157,6 +157,16 @@ def test_marks_come_back_in_order_after_their_audio_and_after_clear() -> None:
     assert figures.frames_dropped == {"clear": 9}
 
 
+def test_marks_may_be_dropped_with_their_audio() -> None:
+    call = Call(dialect_options={"marks_on_clear": "drop"})
+    call.app_audio(bytes(3200))
+    call.app_mark("a")
+    call.app("clear")
+    for _ in range(12):
+        call.session.tick(0)
+    assert call.marks() == []
+
+
 def test_an_application_that_answers_marks_with_marks_does_not_spin() -> None:
     call = Call()
     for number in range(100):

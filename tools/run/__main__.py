@@ -114,6 +114,8 @@ class Run:
         try:
             await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
             if watch.done() and not task.done():
+                if self._carrier is not None:
+                    self._carrier.kill()  # nobody may be there any more to answer its BYE
                 raise watch.result()
             return await task
         finally:

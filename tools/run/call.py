@@ -117,9 +117,12 @@ class LiveCall:
             self.cut_short = "the INVITE was not answered within 10 s"
         except _Missing as missing:
             self.cut_short = str(missing)
-        finally:
-            if call.ending is None:
+        if call.ending is None:
+            try:
                 await call.hang_up()
+            except TimeoutError:
+                self.cut_short = f"{self.cut_short}; the caller's BYE was not answered"
+                return
         self.began_at = call.invited_at or self.began_at
         assert call.ended_at is not None
         who = "BYE from trunkbridge" if call.ending is Ending.BY_THEM else f"ended ({call.ending})"
