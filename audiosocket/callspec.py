@@ -10,6 +10,7 @@ neighbouring versions work together during a rolling upgrade.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Any
 
@@ -202,11 +203,20 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_at_ms: int
 
 
+_AUTHORITY = re.compile(r"[^/?#]*")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.%]*\]|[^:\[\]]*)(:[0-9]*)?")
+
+
 def masked_url(url: str) -> str:
-    """The URL without credentials and query, fit for logs, records and screens."""
-    scheme, sep, rest = url.partition("://")
-    if not sep:
-        return url.split("?", 1)[0]
-    authority, slash, path = rest.partition("/")
-    host = authority.rsplit("@", 1)[-1].split("?", 1)[0]
-    return f"{scheme}://{host}{slash}{path.split('?', 1)[0]}"
+    """The URL without credentials, query and fragment, fit for logs, records and screens.
+
+    What cannot be told apart from a password (`ws://user:pass/word@host/`) is shown as `***`.
+    """
+    scheme, sep, rest = url.partition("://") if "://" in url else ("", "", url)
+    authority = _AUTHORITY.match(rest)
+    assert authority is not None
+    host = authority[0].rpartition("@")[2]
+    path = re.split(r"[?#]", rest[authority.end() :], maxsplit=1)[0]
+    if not _HOST.fullmatch(host):
+        return f"{scheme}{sep}***"
+    return f"{scheme}{sep}{host}" + ("/***" if "@" in path else path)

@@ -33,6 +33,7 @@ class Clock:
         self._next_key = 0
         self._origin = 0.0
         self._done = 0  # slots served since the origin
+        self._joined: dict[int, int] = {}  # ticks added since the last wake-up: slots that were due before them
         self._timer: asyncio.TimerHandle | None = None
         self.errors = 0
         self.max_lateness_seconds = 0.0
@@ -47,6 +48,9 @@ class Clock:
             self._origin = self._loop.time()
             self._done = 0
             self._timer = self._loop.call_later(_FLOOR_SECONDS, self._wake)
+        else:
+            # Calls are accepted in the very turns of the loop that make a wake-up late: what it missed is not theirs.
+            self._joined[self._next_key] = int((self._loop.time() - self._origin) / SLOT_SECONDS)
         return slot, self._next_key
 
     def remove(self, handle: tuple[int, int]) -> None:
@@ -54,6 +58,7 @@ class Clock:
         slot, key = handle
         if self._slots[slot].pop(key, None) is not None:
             self._count -= 1
+            self._joined.pop(key, None)
 
     def take_max_lateness_seconds(self) -> float:
         """The latest that a wake-up came since this was asked last."""
@@ -78,13 +83,22 @@ class Clock:
             if slot:
                 missed = full - 1 + (offset < rest) if full else 0
                 for key, tick in list(slot.items()):
+                    if key not in slot:
+                        continue  # removed by one before it
+                    turns = missed
+                    if key in self._joined:
+                        turns += min(0, (first + offset - self._joined[key]) // SLOTS)
+                        if turns < 0:
+                            continue
                     try:
-                        tick(missed)
+                        tick(turns)
                     except Exception:
                         # One call's fault is that call's end, never the clock's.
                         self.errors += 1
                         if slot.pop(key, None) is not None:
                             self._count -= 1
                         log.exception("tick_failed")
+        if self._joined:
+            self._joined = {key: slots for key, slots in self._joined.items() if slots > reached}
         due = self._origin + (self._done + 1) * SLOT_SECONDS
         self._timer = self._loop.call_later(max(_FLOOR_SECONDS, due - self._loop.time()), self._wake)

@@ -113,7 +113,7 @@ class System:
                 async with asyncio.TaskGroup() as starting:
                     for process in (*self.applications.values(), *self.workers):
                         starting.create_task(process.start())
-                done(f"{len(self.applications)} applications and {len(self.workers)} media worker(s) listen")
+                done(f"{len(self.applications)} application(s) and {len(self.workers)} media worker(s) listen")
                 await asterisk
                 done(f"Asterisk {self.install.version} is up ({self.install.origin})")
         except BaseExceptionGroup as group:

@@ -55,7 +55,10 @@ def of_report(report: CallReport) -> Termination | None:
     """The ending that the worker saw; None when it saw only that Asterisk closed the leg."""
     if report.reason is EndReason.LEG_CLOSED:
         return None
-    return from_media(report.reason, report.detail, int(Cause.NORMAL_CLEARING))
+    found = from_media(report.reason, report.detail)
+    # After the answer the cause goes into the BYE, where a carrier tells good ends from bad ones by it.
+    cause = Cause.NORMAL_CLEARING if found.result is Result.SUCCESS else Cause.NETWORK_OUT_OF_ORDER
+    return Termination(found.result, found.reason, found.detail, int(cause))
 
 
 def of_nothing(report: CallReport | None) -> Termination:

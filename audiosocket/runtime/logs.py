@@ -14,18 +14,33 @@ from typing import Any, Literal
 
 import structlog
 
-_NUMBER = re.compile(r"(?<![0-9A-Za-z_.:-])(\+?[0-9]{4})[0-9]{3,9}([0-9]{2})(?![0-9A-Za-z_.:-])")
+# With a plus sign digits are a number of the public network (E.164: 7 to 15). Without one they are taken for a national
+# number where they stand alone: not in an id, an address, a time or a fraction.
+_NUMBER = re.compile(
+    r"(\+[0-9]{4})[0-9]{1,9}([0-9]{2})(?![0-9])"
+    r"|(?:(?<![0-9A-Za-z_.:+-])|(?<=sip:)|(?<=tel:))([0-9]{4})[0-9]{3,9}([0-9]{2})(?![0-9A-Za-z_-]|[.:][0-9])"
+)
 
 
 def mask_number(text: str) -> str:
     """`text` with every phone number in it shown as its first and last digits."""
-    return _NUMBER.sub(r"\1****\2", text)
+    return _NUMBER.sub(lambda found: f"{found[1] or found[3]}****{found[2] or found[4]}", text)
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, str):
+        return mask_number(value)
+    if isinstance(value, dict):
+        return {key: _masked(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_masked(item) for item in value]
+    return value
 
 
 def _mask(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
-        if isinstance(value, str) and key not in ("timestamp", "call_id", "exception"):
-            event[key] = mask_number(value)
+        if key not in ("timestamp", "call_id"):
+            event[key] = _masked(value)
     return event
 
 
@@ -36,12 +51,12 @@ def set_up(process: str, level: str = "info", form: Literal["json", "console"] =
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if mask:
-        processors.append(_mask)
+    # The text of an exception may hold a number too.
+    masking = [_mask] if mask else []
     if form == "json":
-        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        processors += [structlog.processors.format_exc_info, *masking, structlog.processors.JSONRenderer()]
     else:
-        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty()))
+        processors += [*masking, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),

@@ -32,7 +32,8 @@ def notify(state: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+        connection.setblocking(False)  # a supervisor that does not read must not hold up every call's audio
         try:
             connection.sendto(state.encode(), address)
         except OSError:
-            return  # the supervisor is gone; whether to go on is not decided here
+            return  # the supervisor is gone or busy; whether to go on is not decided here

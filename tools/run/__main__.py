@@ -19,6 +19,7 @@ from typing import TypeVar
 import structlog
 
 from ari_app.errors import TrunkbridgeError
+from audiosocket.callspec import masked_url
 from audiosocket.errors import MediaError
 from audiosocket.runtime.config import read_yaml
 from tools.asterisk.install import AsteriskInstall, AsteriskUnavailable
@@ -97,6 +98,9 @@ class Run:
                 require_embedded(system.config, self._config_path)
                 require_ports(system.config, self._config_path)
                 show.say(f"starting {_short(self._config_path)}, state and logs in {_short(system.config.state_dir)}")
+                for name, application in system.config.applications.items():
+                    if name not in system.applications:
+                        show.say(f"  {name} at {masked_url(application.url)} is not started here")
                 async with system:
                     good = await self._unless_failed(system, self._call(system))
                     if self._once:
@@ -151,9 +155,12 @@ class Run:
         if verdict.good:
             show.say("the call carried audio both ways", "bold green")
         else:
-            missing = [check.what for check in verdict.checks if not check.good]
-            why = f"{live.cut_short}; " if live.cut_short else ""
-            show.say(f"the call was not good: {why}{len(missing)} of {len(verdict.checks)} missing", "bold red")
+            missing = sum(not check.good for check in verdict.checks)
+            show.say(f"the call was not good: {missing} of {len(verdict.checks)} missing", "bold red")
+            if live.cut_short:
+                show.say(f"  {live.cut_short}")
+            if live.row is not None and live.row.result not in (None, "success"):
+                show.say(f"  its record says: {live.row.result}, {live.row.reason}, {live.row.detail or 'no detail'}")
             show.say(f"  logs: {', '.join(_short(path) for path in logs)}")
         if live.row is not None:
             self._call_id = live.row.call_id[:8]

@@ -123,7 +123,6 @@ class LiveCall:
             except TimeoutError:
                 self.cut_short = f"{self.cut_short}; the caller's BYE was not answered"
                 return
-        self.began_at = call.invited_at or self.began_at
         assert call.ended_at is not None
         who = "BYE from trunkbridge" if call.ending is Ending.BY_THEM else f"ended ({call.ending})"
         self._tell(call.ended_at, who + (f", {call.reason}" if call.reason else ""))

@@ -73,9 +73,11 @@ class Show:
         self.say()
         figures = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2))
         for name, value in _figures(verdict, live):
-            figures.add_row(name, value)
+            if value:
+                figures.add_row(name, value)
         self._print(figures)
-        self.say(f"  ({QUIET_MS} ms of every answer's are the application's: so much quiet ends a sentence for it)")
+        if any(turn.response_ms is not None for turn in verdict.turns):
+            self.say(f"  ({QUIET_MS} ms of every answer's are the application's: so much quiet ends a sentence for it)")
         self.say()
         checks = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2))
         checks.add_column(no_wrap=True)
@@ -215,4 +217,4 @@ def _figures(verdict: Verdict, live: LiveCall) -> list[tuple[str, str]]:
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f} ms"
+    return "" if value is None else f"{value:.0f} ms"
