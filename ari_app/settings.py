@@ -10,13 +10,13 @@ import ipaddress
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import parse_qsl
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, model_validator
 
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
-from audiosocket.settings import ExotelOptions, HostPort, NodeSettings, split_url
+from audiosocket.settings import ExotelOptions, HostPort, NodeSettings, TwilioOptions, split_url
 
 MAX_CUSTOM_PARAMETERS = 3
 MAX_CUSTOM_PARAMETER_CHARACTERS = 256
@@ -132,17 +132,16 @@ class PhoneSettings(Settings):
     caller_id: Annotated[str, Field(pattern=r"^\+[1-9][0-9]{6,14}$")] = "+919000000000"
 
 
-class ApplicationSettings(Settings):
-    """An AI voice application."""
+class _Application(Settings):
+    """What all applications have, whichever dialect they speak."""
+
+    credentials_remedy: ClassVar[str]
+    """What to do about credentials in the URL."""
 
     url: Annotated[str, Field(max_length=600)]
-    """ws:// or wss:// URL. Credentials belong in `credentials`, not here."""
-    dialect: Literal["exotel"] = "exotel"
-    dialect_options: ExotelOptions = ExotelOptions()
-    """Switches of the dialect, see docs/protocol-exotel.md."""
-    credentials: Secret | None = None
-    """`KEY:TOKEN`, sent as HTTP Basic authorization."""
-    account_sid: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")] = "trunkbridge"
+    """ws:// or wss:// URL, without credentials."""
+    dialect: Literal["exotel", "twilio"] = "exotel"
+    """The protocol that the application was written for; it decides which further keys there are."""
     custom_parameters: dict[str, str] = Field(default_factory=dict)
     connect_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0
     """Limit of one WebSocket handshake. Exotel documents 10 s."""
@@ -159,10 +158,35 @@ class ApplicationSettings(Settings):
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
             raise ValueError("expected a ws:// or wss:// URL with a host")
         if parts.username or parts.password:
-            raise ValueError("the URL carries credentials: move them to credentials: {file: PATH}")
+            raise ValueError(f"the URL carries credentials: {cls.credentials_remedy}")
         if parts.fragment:
             raise ValueError("a WebSocket URL has no #fragment")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_this_dialect(cls, value: Any) -> Any:
+        for dialect, other in _APPLICATIONS.items():
+            for key in value if isinstance(value, dict) else ():
+                if key in other.model_fields and key not in cls.model_fields:
+                    raise ValueError(f"{key} belongs to dialect {dialect}: remove it, or set dialect: {dialect}")
+        return value
+
+
+class ExotelApplication(_Application):
+    """An application written for Exotel's Voicebot applet."""
+
+    credentials_remedy = "move them to credentials: {file: PATH}"
+
+    dialect_options: ExotelOptions = ExotelOptions()
+    """Switches of the dialect, see docs/protocol-exotel.md."""
+    credentials: Secret | None = None
+    """`KEY:TOKEN`, sent as HTTP Basic authorization."""
+    account_sid: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")] = "trunkbridge"
+
+    def handshake_secret(self) -> SecretStr | None:
+        """What the handshake is authorised with (`CallSpec.credentials`)."""
+        return self.credentials
 
     @field_validator("account_sid")
     @classmethod
@@ -172,7 +196,7 @@ class ApplicationSettings(Settings):
         return value
 
     @model_validator(mode="after")
-    def _few(self) -> ApplicationSettings:
+    def _few(self) -> ExotelApplication:
         given = dict(parse_qsl(split_url(self.url).query, keep_blank_values=True)) | self.custom_parameters
         if len(given) > MAX_CUSTOM_PARAMETERS:
             raise ValueError(
@@ -185,6 +209,52 @@ class ApplicationSettings(Settings):
                 " characters in all"
             )
         return self
+
+
+class TwilioApplication(_Application):
+    """An application written for Twilio Media Streams (`<Connect><Stream>`)."""
+
+    credentials_remedy = "remove them, Twilio signs instead: auth_token: {file: PATH}"
+
+    dialect_options: TwilioOptions = TwilioOptions()
+    """Switches of the dialect, see docs/protocol-twilio.md."""
+    auth_token: Secret | None = None
+    """What signs the handshake (X-Twilio-Signature): the token that the application checks it with."""
+    account_sid: Annotated[str, Field(pattern=r"^AC[0-9a-f]{32}$")]
+
+    def handshake_secret(self) -> SecretStr | None:
+        """What the handshake is authorised with (`CallSpec.credentials`)."""
+        return self.auth_token
+
+    @field_validator("url")
+    @classmethod
+    def _no_query(cls, value: str) -> str:
+        if "?" in value:
+            raise ValueError("Twilio allows no query in a stream's URL: move its pairs to custom_parameters")
+        return value
+
+    @model_validator(mode="after")
+    def _distinct_parameters(self) -> TwilioApplication:
+        for name in (self.dialect_options.caller_parameter, self.dialect_options.callee_parameter):
+            if name in self.custom_parameters:
+                raise ValueError(f"custom_parameters.{name}: dialect_options puts a number there: rename one")
+        return self
+
+
+_APPLICATIONS: dict[str, type[_Application]] = {"exotel": ExotelApplication, "twilio": TwilioApplication}
+
+
+def _dialect_tag(value: object) -> str:
+    # What is no dialect is Exotel's, whose `dialect` then says which ones there are.
+    dialect = value.get("dialect") if isinstance(value, dict) else getattr(value, "dialect", None)
+    return "twilio" if dialect == "twilio" else "exotel"
+
+
+ApplicationSettings = Annotated[
+    Annotated[ExotelApplication, Tag("exotel")] | Annotated[TwilioApplication, Tag("twilio")],
+    Discriminator(_dialect_tag),
+]
+"""An AI voice application."""
 
 
 _DID = re.compile(r"^(\*|\+[1-9][0-9]{6,14}|[0-9]{2,15})$")

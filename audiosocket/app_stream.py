@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from base64 import b64encode
 from typing import Protocol
 
 import picows
@@ -51,6 +50,17 @@ class AppStream(picows.WSListener):
         self._fragments_text = True
         self._close_sent = False
         self._ending: tuple[str, str] | None = None
+
+    @property
+    def transport(self) -> picows.WSTransport:
+        """The connection beneath, once it is open: its handshake's answer, its certificate."""
+        assert self._transport is not None
+        return self._transport
+
+    @property
+    def open(self) -> bool:
+        """Whether the handshake was completed; it stays so."""
+        return self._transport is not None
 
     def send(self, message: bytes) -> None:
         """Sends one text message. After the end it does nothing."""
@@ -96,8 +106,14 @@ class AppStream(picows.WSListener):
         transport.underlying_transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+        if self._ending is not None:
+            return  # RFC 6455 section 5.5.1: nothing counts behind a close frame, nor behind a fault
         kind = frame.msg_type
-        if kind == picows.WSMsgType.TEXT and frame.fin and not self._fragments:
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            self._fail(
+                "app_protocol_error", 1002, "reserved bit set, no extension was agreed on (RFC 6455 section 5.2)"
+            )
+        elif kind == picows.WSMsgType.TEXT and frame.fin and not self._fragments:
             self._owner.app_text(frame.get_payload_as_bytes())
         elif kind == picows.WSMsgType.CLOSE:
             self._peer_close(transport, frame)
@@ -166,12 +182,10 @@ class Dialler:
         self._tls: ssl.SSLContext | None = None
 
     async def dial(
-        self, url: str, credentials: str, timeout_seconds: float, message_max_bytes: int, owner: StreamOwner
+        self, url: str, headers: dict[str, str], timeout_seconds: float, message_max_bytes: int, owner: StreamOwner
     ) -> AppStream:
-        """One handshake. Raises `ApplicationError` (`app_timeout`, `app_refused`, `app_protocol_error`)."""
-        headers = {}
-        if credentials:
-            headers["Authorization"] = "Basic " + b64encode(credentials.encode()).decode()  # RFC 7617
+        """One handshake, which says `headers` too. Raises `ApplicationError` (`app_timeout`, `app_refused`,
+        `app_protocol_error`)."""
         if url.startswith("wss:") and self._tls is None:
             self._tls = ssl.create_default_context()
         stream = AppStream(owner, message_max_bytes)
@@ -197,7 +211,10 @@ class Dialler:
                     read_buffer_init_size=_READ_BUFFER_BYTES,
                     socket_factory=connect,
                 )
-            succeeded = True
+            if stream.open:
+                succeeded = True
+            else:  # picows does not tell a connection that ends in its handshake from one that is open
+                raise ApplicationError("app_refused", "the connection ended during the WebSocket handshake")
         except TimeoutError:
             raise ApplicationError("app_timeout", f"no WebSocket within {timeout_seconds:g} s") from None
         except picows.WSInvalidStatusError as error:

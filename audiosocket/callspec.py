@@ -102,7 +102,8 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     """WebSocket URL of the application; its query may carry tokens: shown only through `masked_url`."""
     credentials: str = ""
-    """`KEY:TOKEN` for HTTP Basic authorization, or nothing. Never logged, never reported."""
+    """What the handshake is authorised with, or nothing: `KEY:TOKEN` for HTTP Basic (exotel), the token that signs it
+    (twilio). Never logged, never reported."""
     dialect: str = "exotel"
     dialect_options: dict[str, Any] = {}
     caller: str
@@ -141,7 +142,7 @@ class MediaFigures(msgspec.Struct, kw_only=True):
     app_messages_sent: int = 0
     app_media_received: int = 0
     app_bytes_received: int = 0
-    """Bytes of decoded application audio."""
+    """Bytes of application audio, decoded to PCM16."""
     frames_played: int = 0
     """Frames of application audio sent to Asterisk."""
     silence_played: int = 0
@@ -168,6 +169,23 @@ class MediaFigures(msgspec.Struct, kw_only=True):
     """Times that this process or the way to Asterisk stood still for 60 ms or more."""
     delay_recovered_ms: int = 0
     """Delay of stalls that was worked off (see docs/media-leg.md)."""
+    turns: int = 0
+    """Times that the caller has said something. This and what follows is defined in docs/response-time.md."""
+    unanswered_turns: int = 0
+    """Turns after which the application was silent for more than 2 s until the caller spoke again or the call ended."""
+    interruptions: int = 0
+    """Times that the application began to speak while the caller was speaking."""
+    barge_ins_ignored: int = 0
+    """Times that the caller spoke into the application's audio and it went on all the same."""
+    response_ms: dict[str, int] = {}
+    """From the end of the caller's speech to the first audible application frame played: `count`, `p50`, `p95`, `p99`,
+    `max`; empty: no turn was answered."""
+    barge_in_ms: dict[str, int] = {}
+    """From the start of the caller's speech during application audio to the end of that audio, in the same way."""
+    caller_talk_ms: int = 0
+    app_talk_ms: int = 0
+    both_talk_ms: int = 0
+    """Time in which both talked; it is part of the two above."""
 
 
 class CallReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,6 +235,8 @@ def masked_url(url: str) -> str:
     assert authority is not None
     host = authority[0].rpartition("@")[2]
     path = re.split(r"[?#]", rest[authority.end() :], maxsplit=1)[0]
+    if scheme and not scheme.isalpha():
+        return "***"
     if not _HOST.fullmatch(host):
         return f"{scheme}{sep}***"
     return f"{scheme}{sep}{host}" + ("/***" if "@" in path else path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -16,12 +17,15 @@ from audiosocket.dialects import DIALECTS
 from audiosocket.errors import ConfigError
 from audiosocket.registry import open_registry
 from audiosocket.runtime import logs
+from audiosocket.runtime.config import secret_file
 from audiosocket.runtime.process import StopSignal
 from audiosocket.settings import NodeSettings, load_node, split_host_port
 from audiosocket.sources import CallSource, RegistrySource, StandaloneSource
 from audiosocket.worker import Worker, WorkerOptions
 
 _STANDALONE_DRAIN_SECONDS = 5.0
+_ACCOUNT_SIDS = {"exotel": "trunkbridge", "twilio": "AC" + "0" * 32}
+"""What a standalone worker's calls belong to, in the form that each platform has."""
 
 
 @click.command()
@@ -37,6 +41,12 @@ _STANDALONE_DRAIN_SECONDS = 5.0
 @click.option("--listen", metavar="HOST:PORT", help="Standalone: where Asterisk's AudioSocket connects to.")
 @click.option("--app", "app_url", metavar="URL", help="Standalone: ws:// or wss:// URL of the application.")
 @click.option("--dialect", type=click.Choice(sorted(DIALECTS)), default="exotel", show_default=True)
+@click.option(
+    "--auth-token-file",
+    "token_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Standalone, twilio: file with the auth token that signs the handshake; without it nothing is signed.",
+)
 @click.option(
     "--format",
     "media_format",
@@ -59,6 +69,7 @@ def gateway(
     listen: str | None,
     app_url: str | None,
     dialect: str,
+    token_path: Path | None,
     media_format: str,
     accept_any: bool,
     capacity: int,
@@ -75,7 +86,7 @@ def gateway(
             raise click.UsageError("--config belongs to a configured node, --listen and --app to a standalone one")
         if not (listen and app_url):
             raise click.UsageError("a standalone worker needs both --listen HOST:PORT and --app URL")
-        template = _template(app_url, dialect, MediaFormat(media_format))
+        template = _template(app_url, dialect, token_path, MediaFormat(media_format))
         options = _standalone_options(listen, capacity)
         logs.set_up("gateway", form="console")
         _run(options, lambda: StandaloneSource(template, accept_any))
@@ -123,12 +134,15 @@ def _node_options(settings: NodeSettings, index: int) -> WorkerOptions:
 
 def _standalone_options(listen: str, capacity: int) -> WorkerOptions:
     host, sep, port = listen.rpartition(":")
-    if not sep or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise click.UsageError(f"--listen {listen}: expected HOST:PORT, such as 127.0.0.1:9092")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not sep or not bare or (":" in host and bare == host) or not re.fullmatch(r"0*[1-9][0-9]{0,4}", port):
+        raise click.UsageError(f"--listen {listen}: expected HOST:PORT, such as 127.0.0.1:9092 or [::1]:9092")
+    if int(port) > 65535:
+        raise click.UsageError(f"--listen {listen}: the highest port is 65535")
     return WorkerOptions(
         worker_id="standalone/0",
         node="standalone",
-        host=host.strip("[]"),
+        host=bare,
         port=int(port),
         advertise=host,
         capacity=capacity,
@@ -136,7 +150,7 @@ def _standalone_options(listen: str, capacity: int) -> WorkerOptions:
     )
 
 
-def _template(url: str, dialect: str, media_format: MediaFormat) -> CallSpec:
+def _template(url: str, dialect: str, token_path: Path | None, media_format: MediaFormat) -> CallSpec:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -144,8 +158,13 @@ def _template(url: str, dialect: str, media_format: MediaFormat) -> CallSpec:
         usable = False
     if not usable:
         raise click.UsageError(f"--app {masked_url(url)}: expected ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH")
-    credentials = ""
-    if parts.username is not None:
+    credentials = _auth_token(dialect, token_path)
+    if dialect == "twilio":
+        if parts.username is not None or "?" in url:
+            raise click.UsageError(
+                f"--app {masked_url(url)}: Twilio allows neither credentials nor a query in a stream's URL: remove them"
+            )
+    elif parts.username is not None:
         # As the hosted platform does: credentials leave the URL and become an Authorization header.
         credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         parts = parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1])
@@ -154,7 +173,7 @@ def _template(url: str, dialect: str, media_format: MediaFormat) -> CallSpec:
         leg_uuid="",
         call_sid="",
         stream_sid="",
-        account_sid="trunkbridge",
+        account_sid=_ACCOUNT_SIDS[dialect],
         application="standalone",
         url=urlunsplit(parts),
         credentials=credentials,
@@ -166,3 +185,11 @@ def _template(url: str, dialect: str, media_format: MediaFormat) -> CallSpec:
         created_at_ms=0,
         expires_at_ms=0,
     )
+
+
+def _auth_token(dialect: str, path: Path | None) -> str:
+    if path is None:
+        return ""
+    if dialect != "twilio":
+        raise click.UsageError("--auth-token-file belongs to --dialect twilio")
+    return secret_file(path)

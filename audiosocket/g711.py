@@ -1,14 +1,24 @@
-"""G.711 μ-law and A-law to PCM16, by numpy table look-up (ITU-T G.711)."""
+"""G.711 μ-law and A-law to PCM16, and to the μ-law that some applications want, by table look-up (ITU-T G.711)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 ULAW_SILENCE = 0xFF
 ALAW_SILENCE = 0xD5
+
+
+class Encoding(StrEnum):
+    """How audio at 8 kHz is written in an application's messages."""
+
+    PCM16 = "pcm16"
+    """Two bytes a sample, little-endian."""
+    ULAW = "ulaw"
+    """One byte a sample."""
 
 
 def _ulaw_table() -> NDArray[np.int16]:
@@ -25,8 +35,19 @@ def _alaw_table() -> NDArray[np.int16]:
     return np.where(code & 0x80, magnitude, -magnitude).astype("<i2")
 
 
+def _to_ulaw_table() -> NDArray[np.uint8]:
+    """The code of every sample, where a negative one stands at its two's complement: indices are uint16."""
+    sample = np.arange(0x10000, dtype=np.uint16).view(np.int16).astype(np.int32)
+    magnitude = np.minimum(np.abs(sample), 0x7F7B) + 0x84
+    _, bits = np.frexp(magnitude)
+    segment = bits - 8
+    code = (segment << 4) | ((magnitude >> (segment + 3)) & 0x0F) | np.where(sample < 0, 0x80, 0)
+    return np.asarray(~code & 0xFF, np.uint8)
+
+
 _ULAW = _ulaw_table()
 _ALAW = _alaw_table()
+_TO_ULAW = _to_ulaw_table()
 
 
 def ulaw_to_pcm(data: bytes) -> bytes:
@@ -44,5 +65,29 @@ def pcm_to_pcm(data: bytes) -> bytes:
     return data if not len(data) & 1 else data[:-1]
 
 
-DECODERS: dict[str, Callable[[bytes], bytes]] = {"slin": pcm_to_pcm, "ulaw": ulaw_to_pcm, "alaw": alaw_to_pcm}
-"""Decoder to PCM16 for each media format that Asterisk may send."""
+def pcm_to_ulaw(data: bytes) -> bytes:
+    """2n bytes of little-endian PCM16 as n bytes of μ-law; an odd last byte, which is no sample, is cut."""
+    return _TO_ULAW.take(np.frombuffer(pcm_to_pcm(data), "<u2")).tobytes()
+
+
+_ALAW_TO_ULAW = pcm_to_ulaw(_ALAW.tobytes())
+
+
+def alaw_to_ulaw(data: bytes) -> bytes:
+    """n bytes of A-law as n bytes of μ-law, each the code nearest to what the A-law code stands for."""
+    return data.translate(_ALAW_TO_ULAW)
+
+
+def ulaw_to_ulaw(data: bytes) -> bytes:
+    """μ-law stays what it is, bit by bit."""
+    return data
+
+
+CONVERTERS: dict[Encoding, dict[str, Callable[[bytes], bytes]]] = {
+    Encoding.PCM16: {"slin": pcm_to_pcm, "ulaw": ulaw_to_pcm, "alaw": alaw_to_pcm},
+    Encoding.ULAW: {"slin": pcm_to_ulaw, "ulaw": ulaw_to_ulaw, "alaw": alaw_to_ulaw},
+}
+"""What makes an application's encoding of each media format that Asterisk may send."""
+
+SILENT_FRAME: dict[Encoding, bytes] = {Encoding.PCM16: bytes(320), Encoding.ULAW: bytes([ULAW_SILENCE]) * 160}
+"""20 ms of silence."""

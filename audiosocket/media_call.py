@@ -16,6 +16,8 @@ import structlog
 from audiosocket.app_stream import AppStream, Dialler
 from audiosocket.callspec import CallReport, CallSpec, EndReason, MediaFigures, Milestone, masked_url
 from audiosocket.dialects import open_dialect
+from audiosocket.dialects.base import Dialect
+from audiosocket.durations import TurnTimes
 from audiosocket.errors import ApplicationError, ConfigError
 from audiosocket.legs.audiosocket import AudioSocketLeg
 from audiosocket.session import Session
@@ -35,12 +37,13 @@ def _now_ms() -> int:
 class MediaCall:
     """The life of one media leg. `run` never raises, except for its own cancellation."""
 
-    def __init__(self, leg: AudioSocketLeg, spec: CallSpec, worker_id: str, dialler: Dialler) -> None:
+    def __init__(self, leg: AudioSocketLeg, spec: CallSpec, worker_id: str, dialler: Dialler, times: TurnTimes) -> None:
         self.spec = spec
         self.end_reason = EndReason.WORKER_STOPPED
         self._leg = leg
         self._worker_id = worker_id
         self._dialler = dialler
+        self._times = times
         self._stream: AppStream | None = None
         self._session: Session | None = None
         self._started_ms = _now_ms()
@@ -72,6 +75,8 @@ class MediaCall:
             self._note("ended", {"reason": reason.value, "detail": detail})
             self._leg.hangup(self._leg.end_reason, self._leg.end_detail)
             self._leg.session = None
+            if self._session is not None:
+                self._session.turns.end(self._session.ticks)
             try:
                 await self._end_stream(reason)
             finally:
@@ -137,9 +142,9 @@ class MediaCall:
 
     async def _carry(self) -> tuple[EndReason, str]:
         dialect = open_dialect(self.spec)
-        session = self._session = Session(self.spec, dialect, self._send, self._note)
+        session = self._session = Session(self.spec, dialect, self._send, self._note, self._times)
         self._leg.session = session
-        stream = await self._connect(dialect.url)
+        stream = await self._connect(dialect)
         if stream is None:
             return self._leg_ending()
         self._stream = stream
@@ -154,10 +159,10 @@ class MediaCall:
         finally:
             ended.cancel()
 
-    async def _connect(self, url: str) -> AppStream | None:
+    async def _connect(self, dialect: Dialect) -> AppStream | None:
         """The application's stream; None when the call ended before it was there. Raises `ApplicationError`."""
         self._note("app_connecting", {"url": masked_url(self.spec.url)})
-        connecting = asyncio.ensure_future(self._dial(url))
+        connecting = asyncio.ensure_future(self._dial(dialect))
         try:
             await asyncio.wait((connecting, self._leg.closed, self._stopping), return_when=asyncio.FIRST_COMPLETED)
             if self._leg.closed.done() or self._stopping.done():
@@ -174,13 +179,13 @@ class MediaCall:
         if not connecting.cancelled() and connecting.exception() is None:
             await connecting.result().close()
 
-    async def _dial(self, url: str) -> AppStream:
+    async def _dial(self, dialect: Dialect) -> AppStream:
         spec = self.spec
         began = time.monotonic()
         for attempt in range(1, spec.connect_attempts + 1):
             try:
                 stream = await self._dialler.dial(
-                    url, spec.credentials, spec.connect_timeout_seconds, spec.message_max_bytes, self
+                    dialect.url, dialect.headers(), spec.connect_timeout_seconds, spec.message_max_bytes, self
                 )
             except ApplicationError as error:
                 self._note("app_connect_failed", {"attempt": attempt, "reason": error.reason, "detail": error.detail})

@@ -12,8 +12,10 @@ from typing import Any
 
 from audiosocket.callspec import CallSpec, MediaFigures
 from audiosocket.dialects.base import Clear, Dialect, Ignored, Mark
-from audiosocket.g711 import DECODERS
+from audiosocket.durations import TurnTimes
+from audiosocket.g711 import CONVERTERS, SILENT_FRAME
 from audiosocket.playout import Playout
+from audiosocket.turns import Turns
 from audiosocket.wire import AUDIO_HEADER, FRAME_MS, SILENCE_FRAME
 
 CATCH_UP_FRAMES = 2
@@ -33,6 +35,7 @@ class Session:
 
     __slots__ = (
         "_caller_frames",
+        "_convert",
         "_decode",
         "_dialect",
         "_dropped",
@@ -48,9 +51,9 @@ class Session:
         "_rest",
         "_send",
         "_sent",
+        "_silence",
         "_stall_frames",
         "_stall_tick",
-        "_to_pcm",
         "app_blocked",
         "bytes_received",
         "clears",
@@ -63,6 +66,7 @@ class Session:
         "stalls",
         "ticks",
         "ticks_late",
+        "turns",
     )
 
     def __init__(
@@ -71,11 +75,13 @@ class Session:
         dialect: Dialect,
         send: Callable[[bytes], None],
         note: Callable[[str, dict[str, Any]], None],
+        times: TurnTimes | None = None,
     ) -> None:
         self._dialect = dialect
         self._media = dialect.media
         self._decode = dialect.decode
-        self._to_pcm = DECODERS[spec.media_format]
+        self._convert = CONVERTERS[dialect.encoding][spec.media_format]
+        self._silence = SILENT_FRAME[dialect.encoding]
         self._frame_bytes = dialect.frame_bytes
         self._send = send
         self._note = note
@@ -103,6 +109,7 @@ class Session:
         self.stalls = 0
         self.ticks = 0
         self.ticks_late = 0
+        self.turns = Turns(spec.media_format, times or TurnTimes())
 
     # From the caller to the application
 
@@ -134,16 +141,22 @@ class Session:
         if not self._open:
             self._drop("before_start", 1)
             return
-        pcm = self._to_pcm(payload)
-        if len(pcm) == self._frame_bytes and not self._rest:
-            self._send_frame(pcm)
+        turns = self.turns
+        if turns.heard is None:
+            turns.heard = payload
+        else:
+            turns.hear_more(payload)
+        audio = self._convert(payload)
+        if len(audio) == self._frame_bytes and not self._rest:
+            self._send_frame(audio)
             return
         # Another ptime than the application's: cut anew, nothing lost.
-        self._cut(self._rest + pcm)
+        self._cut(self._rest + audio)
 
     def digit(self, digit: str) -> None:
         """A DTMF digit of the caller."""
         self.digits += 1
+        self.turns.digit(self.ticks)
         if self._open:
             self._emit(self._dialect.dtmf(digit))
             self._note("dtmf", {})  # not which: it may be part of a card number
@@ -169,6 +182,7 @@ class Session:
             self.clears += 1
             self._note("clear", {"dropped_ms": self.playout.depth_bytes // 16})
             dropped = self.playout.clear()
+            self.turns.cleared()
             if self._dialect.marks_on_clear:
                 for name in dropped:
                     self._send_mark(name)
@@ -195,6 +209,7 @@ class Session:
             if gap >= GAP_TICKS:
                 self._fill(GAP_TICKS if gap == GAP_TICKS else 1)
         frame = playout.tick()
+        self.turns.tick(self.ticks, frame)
         if frame is None:
             self.silence_played += 1
             return SILENCE_FRAME
@@ -227,22 +242,22 @@ class Session:
         self.playout.note_stall(frames)
 
     def _fill(self, frames: int) -> None:
-        self._cut(self._rest + bytes(frames * FRAME_MS * 16))
+        self._cut(self._rest + self._silence * frames)
 
-    def _cut(self, pcm: bytes) -> None:
+    def _cut(self, audio: bytes) -> None:
         size = self._frame_bytes
-        whole = len(pcm) - len(pcm) % size
+        whole = len(audio) - len(audio) % size
         for at in range(0, whole, size):
-            self._send_frame(pcm[at : at + size])
-        self._rest = pcm[whole:]
+            self._send_frame(audio[at : at + size])
+        self._rest = audio[whole:]
 
-    def _send_frame(self, pcm: bytes) -> None:
+    def _send_frame(self, audio: bytes) -> None:
         if self.app_blocked:
             self._drop("app_slow", 1)
             self._dialect.skip(1)
             return
         self._sent += 1
-        self._send(self._media(pcm))
+        self._send(self._media(audio))
 
     def _emit(self, message: bytes) -> None:
         self._sent += 1
@@ -278,7 +293,7 @@ class Session:
 
     def figures(self) -> MediaFigures:
         """What has been carried so far."""
-        playout = self.playout
+        playout, turns = self.playout, self.turns
         dropped = {"overrun": playout.overrun_bytes, "clear": playout.cleared_bytes}
         return MediaFigures(
             caller_frames=self._caller_frames,
@@ -300,4 +315,13 @@ class Session:
             playout_peak_ms=playout.peak_bytes // 16,
             stalls=self.stalls,
             delay_recovered_ms=playout.recovered_frames * FRAME_MS,
+            turns=turns.turns,
+            unanswered_turns=turns.unanswered,
+            interruptions=turns.interruptions,
+            barge_ins_ignored=turns.barge_ins_ignored,
+            response_ms=turns.responses.figures(),
+            barge_in_ms=turns.barge_ins.figures(),
+            caller_talk_ms=turns.caller_ticks * FRAME_MS,
+            app_talk_ms=turns.app_ticks * FRAME_MS,
+            both_talk_ms=turns.both_ticks * FRAME_MS,
         )

@@ -110,6 +110,25 @@ class ExotelOptions(Settings):
     """Whether the URL's query is dialled. Its pairs are custom parameters in both cases."""
 
 
+ParameterName = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class TwilioOptions(Settings):
+    """Switches of the Twilio dialect (see docs/protocol-twilio.md). Twilio's start message names neither caller nor
+    callee: an application that wants them gives them to its stream as parameters, under names of its own."""
+
+    caller_parameter: ParameterName | None = None
+    """Custom parameter that carries the caller's number, such as `from_number`."""
+    callee_parameter: ParameterName | None = None
+    """Custom parameter that carries the number dialled, such as `to_number`."""
+
+    @model_validator(mode="after")
+    def _two_names(self) -> TwilioOptions:
+        if self.caller_parameter is not None and self.caller_parameter == self.callee_parameter:
+            raise ValueError("caller_parameter and callee_parameter are the same: give them different names")
+        return self
+
+
 class GatewaySettings(Settings):
     """The media workers of a gateway node."""
 

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from audiosocket import __version__
+from audiosocket.durations import Histogram
 
 if TYPE_CHECKING:
+    from audiosocket.callspec import MediaFigures
     from audiosocket.worker import Worker
 
 
@@ -51,11 +53,45 @@ class WorkerCollector(Collector):
         yield _by_reason("trunkbridge_media_legs_refused", "Connections that were no call of ours.", worker.refused)
         yield CounterMetricFamily("trunkbridge_playout_underruns", "Queue ran dry inside audio.", totals.underruns)
         yield CounterMetricFamily("trunkbridge_playout_late_ticks", "Ticks a frame or more late.", totals.ticks_late)
+        yield from self._turns(totals)
         yield _gauge(
             "trunkbridge_clock_lateness_max_seconds",
             "Latest wake-up of the 20 ms clock since the last scrape.",
             worker.clock.take_max_lateness_seconds(),
         )
+
+    def _turns(self, totals: MediaFigures) -> Iterator[Metric]:
+        """What is defined in docs/response-time.md."""
+        yield CounterMetricFamily("trunkbridge_turns", "Times that a caller has said something.", totals.turns)
+        yield CounterMetricFamily("trunkbridge_turns_unanswered", "Turns without a reply.", totals.unanswered_turns)
+        yield CounterMetricFamily(
+            "trunkbridge_interruptions", "Times that an application spoke into a caller's speech.", totals.interruptions
+        )
+        yield CounterMetricFamily(
+            "trunkbridge_barge_ins_ignored", "Barge-ins that an application talked on over.", totals.barge_ins_ignored
+        )
+        talk = CounterMetricFamily("trunkbridge_talk_seconds", "Time in which a side talked.", labels=["side"])
+        for side in ("caller", "app", "both"):
+            talk.add_metric([side], getattr(totals, f"{side}_talk_ms") / 1000)
+        yield talk
+        times = self._worker.turn_times
+        yield _histogram(
+            "trunkbridge_response_seconds",
+            "From the end of a caller's speech to the application's first audible frame.",
+            {application: each.response for application, each in times.items()},
+        )
+        yield _histogram(
+            "trunkbridge_barge_in_seconds",
+            "From the start of a caller's speech during application audio to the end of that audio.",
+            {application: each.barge_in for application, each in times.items()},
+        )
+
+
+def _histogram(name: str, text: str, histograms: dict[str, Histogram]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=["application"])
+    for application, histogram in sorted(histograms.items()):
+        family.add_metric([application], histogram.buckets(), histogram.sum_seconds)
+    return family
 
 
 def _gauge(name: str, text: str, value: float, **labels: str) -> GaugeMetricFamily:

@@ -46,18 +46,18 @@ class FrameDecoder:
     raising it.
     """
 
-    __slots__ = ("_broken", "_rest")
+    __slots__ = ("_broken", "partial")
 
     def __init__(self) -> None:
-        self._rest = b""
+        self.partial = b""  # the beginning of a frame whose rest has not come yet
         self._broken: WireError | None = None
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """The frames completed by `data`, as (kind, payload). Raises `WireError` at a frame that no call can send."""
         if self._broken is not None:
             raise self._broken
-        if self._rest:
-            data = self._rest + data
+        if self.partial:
+            data = self.partial + data
         size = len(data)
         frames: list[tuple[int, bytes]] = []
         at = 0
@@ -73,10 +73,10 @@ class FrameDecoder:
                 break
             frames.append((kind, data[at + HEADER_BYTES : end]))
             at = end
-        self._rest = data[at:] if at < size else b""
+        self.partial = data[at:] if at < size else b""
         return frames
 
     def _break(self, what: str) -> WireError:
         self._broken = WireError(f"{what}: is the peer an Asterisk AudioSocket?")
-        self._rest = b""
+        self.partial = b""
         return self._broken

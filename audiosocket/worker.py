@@ -18,6 +18,7 @@ from audiosocket import __version__
 from audiosocket.app_stream import Dialler
 from audiosocket.callspec import HEARTBEAT_SECONDS, EndReason, MediaFigures, WorkerInfo
 from audiosocket.clock import Clock
+from audiosocket.durations import TurnTimes
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.legs.audiosocket import AudioSocketLeg
 from audiosocket.media_call import MediaCall
@@ -28,6 +29,8 @@ from audiosocket.status import status_app
 SPARE_CONNECTIONS = 64
 """Connections beyond the capacity that may be open at once: legs that end, and strangers until they are refused."""
 LISTEN_BACKLOG = 1024
+_NOT_COUNTED = ("connect_ms", "first_audio_ms", "playout_peak_ms", "p50", "p95", "p99", "max")
+"""Figures of calls that cannot be added up."""
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +69,8 @@ class Worker:
         self.clock = Clock(asyncio.get_running_loop())
         self.calls: dict[str, MediaCall] = {}
         self.ended: dict[str, int] = {}
+        self.turn_times: dict[str, TurnTimes] = {}
+        """By application."""
         self.refused: dict[str, int] = {}
         self.capacity = options.capacity
         self.draining = False
@@ -164,7 +169,8 @@ class Worker:
         if len(self.calls) >= self.capacity or spec.call_id in self.calls:
             self._refuse(leg, "full" if spec.call_id not in self.calls else "duplicate")
             return
-        call = MediaCall(leg, spec, self._options.worker_id, self._dialler)
+        times = self.turn_times.setdefault(spec.application, TurnTimes())
+        call = MediaCall(leg, spec, self._options.worker_id, self._dialler, times)
         self.calls[spec.call_id] = call
         try:
             await call.run(lambda report: self._source.report(spec, report))
@@ -248,15 +254,17 @@ class Worker:
 
 
 def _sum(one: MediaFigures, other: MediaFigures) -> MediaFigures:
-    """Field by field; what is not a counter (times, peaks) is the larger of both."""
+    """Field by field; what is not a counter (times, peaks, percentiles) is the larger of both."""
     added = MediaFigures()
     for name in MediaFigures.__struct_fields__:
         left, right = getattr(one, name), getattr(other, name)
         if isinstance(left, dict):
-            value: object = {key: left.get(key, 0) + right.get(key, 0) for key in left | right}
-        elif name in ("connect_ms", "first_audio_ms", "playout_peak_ms"):
-            value = max(left, right)
+            value: object = {key: _added(key, left.get(key, 0), right.get(key, 0)) for key in left | right}
         else:
-            value = left + right
+            value = _added(name, left, right)
         setattr(added, name, value)
     return added
+
+
+def _added(name: str, left: int, right: int) -> int:
+    return max(left, right) if name in _NOT_COUNTED else left + right

@@ -16,6 +16,7 @@ from audiosocket import __version__
 from audiosocket.errors import MediaError
 
 _COMMANDS = {
+    "appcheck": ("audiosocket.appcheck.command:appcheck", "Call an application before any caller does."),
     "calls": ("ari_app.cli.calls:calls", "List, show, watch and hang up calls."),
     "channels": ("ari_app.cli.channels:channels", "List, show and hang up Asterisk's live channels."),
     "completion": ("ari_app.cli.completion:completion", "Print the completion script of a shell."),

@@ -17,7 +17,7 @@ from typing import assert_never
 import structlog
 
 from ari_app.ari.client import AriClient
-from ari_app.ari.errors import AriError, AriNotFound, AriUnavailable
+from ari_app.ari.errors import AriConflict, AriError, AriInvalid, AriMalformed, AriNotFound, AriUnavailable
 from ari_app.call import ending
 from ari_app.call.machine import OVER, SETTING_UP, Action, CallMachine, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted
@@ -29,6 +29,7 @@ from ari_app.errors import TrunkbridgeError
 from ari_app.fleet.leases import Leases
 from ari_app.settings import ControllerSettings
 from ari_app.store.present import Present
+from ari_app.store.records import CallRow
 from audiosocket.callspec import CallReport, CallSpec, WorkerInfo, report_stream
 
 INBOX_MESSAGES = 128
@@ -86,6 +87,7 @@ class CallActor:
         self.machine = CallMachine(state)
         self.media_started = state in (State.BRIDGING, State.TALKING)
         self.lost_messages = 0
+        self._lost_unseen = False
         self._services = services
         self._story = story
         self._admission = admission
@@ -107,6 +109,11 @@ class CallActor:
         """The media worker that the call holds a lease on; empty when it holds none."""
         return self._story.row.worker_id or ""
 
+    @property
+    def row(self) -> CallRow:
+        """The call's record as it was written last."""
+        return self._story.row
+
     # From outside
 
     def tell(self, message: Message) -> None:
@@ -120,7 +127,9 @@ class CallActor:
     def adopt(self, max_seconds: int, caller_live: bool, media_live: bool) -> None:
         """Takes over a call that another controller has set up; what of it lives has just been listed."""
         self._caller_live = caller_live
-        self._media_live = self._report_due = self.media_started = media_live
+        self._media_live = self.media_started = media_live
+        # Why media went while nobody ran is told by the worker's report, which waits to be read.
+        self._report_due = media_live or self._story.row.connected_at is not None
         self._bridged = True  # it may be: removing a bridge that is not there is harmless
         elapsed = (now() - (self._story.row.answered_at or self._story.row.created_at)).total_seconds()
         self._deadline = time.monotonic() + max(0.0, max_seconds - elapsed)
@@ -141,6 +150,8 @@ class CallActor:
                 alive = self._caller_live or self._media_live or self._report_due
                 if self.machine.state is State.ENDING and not alive:
                     await self._step(Message(Trigger.SETTLED))
+                elif self._lost_unseen and self._inbox.empty():
+                    await self._look()
                 else:
                     await self._handle(await self._next())
         except Exception as error:
@@ -169,6 +180,7 @@ class CallActor:
             self._inbox.put_nowait(message)
         except asyncio.QueueFull:
             self.lost_messages += 1
+            self._lost_unseen = True
             self._log.error("call_inbox_full", lost=self.lost_messages)
 
     async def _next(self) -> Message | CallReport:
@@ -181,6 +193,21 @@ class CallActor:
             if self.machine.state is State.ENDING:
                 return Message(Trigger.END_TIMEOUT)
             return Message(Trigger.TIME_LIMIT)
+
+    async def _look(self) -> None:
+        """Finds out what the messages that found no room may have told: which of the channels are gone."""
+        self._lost_unseen = False
+        for channel, live, gone in (
+            (self.caller_channel, self._caller_live, Trigger.CALLER_GONE),
+            (self.media_channel, self._media_live, Trigger.MEDIA_GONE),
+        ):
+            try:
+                if live:
+                    await self._services.ari.get_channel(channel)
+            except AriNotFound:
+                await self._handle(Message(gone, destroyed=channel))
+            except AriError as error:
+                self._log.warning("channel_not_looked_at", channel=channel, detail=str(error))
 
     async def _handle(self, message: Message | CallReport) -> None:
         if isinstance(message, CallReport):
@@ -269,8 +296,8 @@ class CallActor:
             finally:
                 await asyncio.gather(subscribed, return_exceptions=True)
             subscribed.result()
-        except AriNotFound:
-            self._caller_live = False
+        except (AriInvalid, AriNotFound):
+            # Of a subscription to what does not exist Asterisk makes a 422. The tear-down finds out whether it is so.
             return Message(Trigger.CALLER_GONE, detail="gone before it was answered")
         except TrunkbridgeError as error:
             return Message(Trigger.PLACE_FAILED, detail=str(error), reason=error.reason)
@@ -286,7 +313,7 @@ class CallActor:
         row = self._story.row
         application = admission.application
         created_ms = time.time_ns() // 1_000_000
-        credentials = application.credentials
+        secret = application.handshake_secret()
         return CallSpec(
             call_id=self.call_id,
             leg_uuid=self._leg_uuid,
@@ -295,7 +322,7 @@ class CallActor:
             account_sid=application.account_sid,
             application=admission.application_name,
             url=application.url,
-            credentials="" if credentials is None else credentials.get_secret_value(),
+            credentials="" if secret is None else secret.get_secret_value(),
             dialect=application.dialect,
             dialect_options=application.dialect_options.model_dump(exclude_unset=True),
             caller=admission.caller,
@@ -311,12 +338,14 @@ class CallActor:
             expires_at_ms=created_ms + round(self._services.settings.spec_seconds * 1000),
         )
 
-    async def _answer(self) -> Message:
+    async def _answer(self) -> Message | None:
         try:
             await self._services.ari.answer(self.caller_channel)
         except AriNotFound:
             self._caller_live = False
             return Message(Trigger.CALLER_GONE, detail="gone before it was answered")
+        except AriConflict:
+            return None  # it has left our application: its event says why, or the set-up's time limit ends the call
         except AriError as error:
             return Message(Trigger.ANSWER_FAILED, detail=str(error))
         self._story.update(state=State.ATTACHING.value, answered_at=now())
@@ -336,18 +365,21 @@ class CallActor:
                 leg_uuid=self._leg_uuid,
                 media_format=self._admission.media_format.value,
             )
-        except AriUnavailable as error:
+        except (AriMalformed, AriUnavailable) as error:
             return Message(Trigger.MEDIA_FAILED, detail=str(error))  # it may exist: it is torn down
         except AriError as error:
             self._media_live = self._report_due = False
             return Message(Trigger.MEDIA_FAILED, detail=str(error))
         return None  # its StasisStart is what counts
 
-    async def _bridge(self) -> Message:
+    async def _bridge(self) -> Message | None:
         self._bridged = True
         try:
             await self._services.ari.create_bridge(self.bridge)
-            await self._services.ari.add_to_bridge(self.bridge, self.caller_channel, self.media_channel)
+            try:
+                await self._services.ari.add_to_bridge(self.bridge, self.caller_channel, self.media_channel)
+            except (AriConflict, AriInvalid):
+                return None  # one of the two is gone: its event says which, or the set-up's time limit ends the call
         except AriError as error:
             return Message(Trigger.BRIDGE_FAILED, detail=str(error))
         self._story.update(state=State.TALKING.value, connected_at=now())
@@ -377,17 +409,25 @@ class CallActor:
                 self._log.warning("hangup_failed", channel=self.media_channel, detail=str(error))
 
     async def _close(self) -> None:
-        if self._bridged:
-            try:
-                await self._services.ari.destroy_bridge(self.bridge, missing_ok=True)
-            except AriError as error:
-                self._log.warning("bridge_left", bridge=self.bridge, detail=str(error))
+        await self._tidy()
+        await self._give_back()
+
+    async def _tidy(self) -> None:
+        if self._caller_live or self._media_live:
+            self._log.error("channels_left", caller=self._caller_live, media=self._media_live)
+            await self._tear_down()  # once more: the first request may be what failed
+        if self._bridged and not await self._remove_bridge():
+            await self._remove_bridge()
+
+    async def _give_back(self) -> None:
         try:
             await self._services.leases.release(self.call_id)
         except TrunkbridgeError as error:
             self._log.warning("lease_left", detail=f"{error}: it expires by itself")
-        if self._caller_live or self._media_live:
-            self._log.error("channels_left", caller=self._caller_live, media=self._media_live)
+        while not self._inbox.empty():
+            late = self._inbox.get_nowait()
+            if isinstance(late, CallReport):
+                self._take_report(late)
         termination = self._finish()
         self._story.close(State.ENDED.value, termination)
         self._log.info(
@@ -398,6 +438,14 @@ class CallActor:
             hangup_cause=termination.hangup_cause,
         )
 
+    async def _remove_bridge(self) -> bool:
+        try:
+            await self._services.ari.destroy_bridge(self.bridge, missing_ok=True)
+        except AriError as error:
+            self._log.warning("bridge_left", bridge=self.bridge, detail=str(error))
+            return False
+        return True
+
     def _finish(self) -> Termination:
         found = self._termination or ending.of_nothing(self._report)
         if found.hangup_cause is None and self._caller_cause is not None:
@@ -407,8 +455,10 @@ class CallActor:
     async def _contain(self) -> None:
         """A fault of ours must not leave a caller in dead air, nor a lease taken."""
         self.machine = CallMachine(State.ENDED)
-        try:
-            await self._tear_down()
-            await self._close()
-        except Exception:
-            self._log.exception("call_not_contained")
+        for end in (self._tear_down, self._tidy, self._give_back):
+            try:
+                await end()
+            except Exception:
+                self._log.exception("call_not_contained")
+        if self._story.row.ended_at is None:
+            self._story.close(State.ENDED.value, self._finish())

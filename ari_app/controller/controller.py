@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Coroutine
 
 import structlog
@@ -44,6 +44,12 @@ from ari_app.store.writer import RecordWriter
 from audiosocket.callspec import CallReport
 
 ORPHAN_SECONDS = 2.0
+UNREPORTED_CALLS = 1000
+"""Calls that ended without their worker's report whose records are kept at hand for it."""
+ROUTELESS_SECONDS = 3600
+"""How long a call may take whose route is not in the configuration any more."""
+
+_STATES = {state.value: state for state in State}
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +71,7 @@ class Controller:
         self._source = f"{config.node}:{time.time_ns() // 1_000_000:x}"
         self._actors: dict[str, CallActor] = {}
         self._by_channel: dict[str, CallActor] = {}
+        self._unreported: OrderedDict[str, CallRow] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._asterisk_started_ms = 0
         self._adopted = False
@@ -123,11 +130,12 @@ class Controller:
 
     async def stop(self) -> None:
         """Leaves the calls to the next controller: their actors end here, their channels go on."""
+        left = len(self._actors)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._actors:
-            log.info("calls_left_to_next_controller", calls=len(self._actors))
+        if left:
+            log.info("calls_left_to_next_controller", calls=left)
 
     # Events
 
@@ -135,8 +143,9 @@ class Controller:
         channel = event.channel
         actor = self._by_channel.get(channel.id)
         if actor is not None:
-            actor.media_started = True
-            actor.tell(Message(Trigger.MEDIA_STARTED))
+            if channel.id == actor.media_channel:
+                actor.media_started = True
+                actor.tell(Message(Trigger.MEDIA_STARTED))
             return
         ours = parse(channel.id)
         if ours is not None:
@@ -209,6 +218,10 @@ class Controller:
             await actor.run()
         finally:
             self._actors.pop(actor.call_id, None)
+            if actor.row.ended_at is not None and actor.row.leg_uuid is not None and actor.row.media is None:
+                self._unreported[actor.call_id] = actor.row
+                if len(self._unreported) > UNREPORTED_CALLS:
+                    self._unreported.popitem(last=False)
             for channel in (actor.caller_channel, actor.media_channel):
                 if self._by_channel.get(channel) is actor:
                     del self._by_channel[channel]
@@ -232,11 +245,15 @@ class Controller:
         # The call has ended without waiting for it, or under another controller: its record gets what it lacks.
         for event in report_events(report):
             self._writer.event(event)
-        row = await self._calls.get_call(report.call_id)
+        row = self._unreported.pop(report.call_id, None)
+        try:
+            row = row or await self._calls.get_call(report.call_id)
+        except StoreUnavailable as error:
+            # Reports of live calls come on the same stream: this one is not worth their waiting.
+            log.error("late_report_without_record", call_id=report.call_id, detail=str(error))
+            return
         if row is not None and row.ended_at is not None and row.media is None:
-            late = Story(row, self._source, self._writer)
-            late.reported(report)
-            late.update()
+            Story(row, self._source, self._writer).reported(report)
 
     async def on_command(self, command: Command) -> None:
         """An operator's order."""
@@ -260,7 +277,8 @@ class Controller:
                 actor.tell(Message(Trigger.CALLER_GONE, reason=reason, destroyed=actor.caller_channel))
             if actor.call_id in started and actor.media_channel not in channels:
                 actor.tell(Message(Trigger.MEDIA_GONE, destroyed=actor.media_channel))
-        self._spawn(self._end_orphans(set(channels)))
+        if self._adopted:  # otherwise what belongs to no call may be a call
+            self._spawn(self._end_orphans(set(channels)))
         log.info("reconciled", calls=len(self._actors), channels=len(channels))
 
     async def _end_orphans(self, listed: set[ChannelId]) -> None:
@@ -292,16 +310,16 @@ class Controller:
             if row.call_id in self._actors:
                 continue
             caller = ChannelId(row.caller_channel_id or "")
-            state = State(row.state)
+            state = _STATES.get(row.state, State.NEW)
             actor = self._start(row, caller, None, State.TALKING if state in (State.NEW, State.ENDING) else state)
             self._register(actor.media_channel, actor)
             route = self._router.find(row.trunk or "", row.callee or "")
-            actor.adopt(
-                route.max_seconds if route is not None else 0, caller in channels, actor.media_channel in channels
-            )
-            if state is not State.TALKING:
+            if state is not State.TALKING and caller in channels:
+                # Before the adoption looks for the media: that there is none yet is not why the call ends.
                 why = "the controller was restarted while the call was set up or ended"
                 actor.tell(Message(Trigger.HANGUP_ORDERED, detail=why, reason="controller_restarted"))
+            seconds = ROUTELESS_SECONDS if route is None else route.max_seconds
+            actor.adopt(seconds, caller in channels, actor.media_channel in channels)
 
     def _is_ours(self, channel: Channel) -> bool:
         ours = parse(channel.id)

@@ -86,7 +86,8 @@ class Story:
         """The worker's report: its milestones and its figures."""
         for event in report_events(report):
             self._writer.event(event)
-        self.row = dataclasses.replace(self.row, media=report.figures)
+        # At once: the report is acknowledged when this is stored, and the controller may be gone before the call is.
+        self.update(media=report.figures)
 
     def close(self, state: str, termination: Termination) -> None:
         """The call is over."""

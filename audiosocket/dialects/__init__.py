@@ -7,9 +7,10 @@ from collections.abc import Callable
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects.base import Dialect
 from audiosocket.dialects.exotel import ExotelDialect
+from audiosocket.dialects.twilio import TwilioDialect
 from audiosocket.errors import ConfigError
 
-DIALECTS: dict[str, Callable[[CallSpec], Dialect]] = {"exotel": ExotelDialect}
+DIALECTS: dict[str, Callable[[CallSpec], Dialect]] = {"exotel": ExotelDialect, "twilio": TwilioDialect}
 
 
 def open_dialect(spec: CallSpec) -> Dialect:

@@ -1,6 +1,6 @@
 """What a dialect is: the wire format between trunkbridge, as the platform, and one application.
 
-A dialect is pure. It turns frames of PCM16 into messages and messages into what they ask for; the session decides what
+A dialect is pure. It turns frames of audio into messages and messages into what they ask for; the session decides what
 then happens, and the application stream carries the bytes.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
+
+from audiosocket.g711 import Encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,16 @@ class Ignored:
 
 
 AppMessage = bytes | Mark | Clear | Ignored
-"""A decoded message of the application; `bytes` is PCM16 audio at the session's rate."""
+"""A decoded message of the application; `bytes` is its audio as PCM16 at 8 kHz, whatever the dialect's encoding."""
 
 
 class Dialect(Protocol):
     """One session's side of a protocol. Messages are UTF-8 JSON text."""
 
+    encoding: Encoding
+    """What `media` takes."""
     frame_bytes: int
-    """PCM16 bytes that one media message carries."""
+    """Bytes of it that one media message carries."""
     marks_on_clear: bool
     """Whether marks whose audio was dropped are returned."""
     url: str
@@ -45,11 +49,14 @@ class Dialect(Protocol):
     oddities: dict[str, int]
     """What the application does against the protocol without harm, counted."""
 
+    def headers(self) -> dict[str, str]:
+        """What the WebSocket handshake says besides what RFC 6455 asks for. Holds secrets: not for logs."""
+
     def opening(self) -> list[bytes]:
         """The messages that come before any media."""
 
-    def media(self, pcm: bytes) -> bytes:
-        """`frame_bytes` of the caller's audio."""
+    def media(self, audio: bytes) -> bytes:
+        """`frame_bytes` of the caller's audio, in the dialect's `encoding`."""
 
     def skip(self, frames: int) -> None:
         """`frames` media messages were dropped: their place in time stays."""

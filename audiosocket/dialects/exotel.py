@@ -7,13 +7,15 @@ on top and inside `start`, `chunk` and `timestamp` on every media message, nothi
 
 from __future__ import annotations
 
+from base64 import b64encode
 from binascii import b2a_base64
 from typing import Any
 
 import msgspec
 
 from audiosocket.callspec import CallSpec
-from audiosocket.dialects.base import AppMessage, Clear, Ignored, Mark
+from audiosocket.dialects.app_messages import AppMessages
+from audiosocket.g711 import Encoding
 from audiosocket.settings import ExotelOptions, query_parameters
 
 BYTES_PER_MS = 16
@@ -24,31 +26,7 @@ _DTMF_DURATION_MS = "100"
 """Asterisk reports a digit at its end without a length; Exotel's examples show 100 ms."""
 
 
-class _Media(msgspec.Struct):
-    payload: bytes  # msgspec decodes base64 while it parses
-
-
-class _MarkBody(msgspec.Struct):
-    name: str
-
-
-class _AppMessage(msgspec.Struct):
-    event: str
-    media: _Media | None = None
-    mark: _MarkBody | None = None
-    stream_sid: Any = None
-    streamSid: Any = None
-
-
-_decode = msgspec.json.Decoder(_AppMessage).decode
-_CLEAR = Clear()
-_BAD_JSON = Ignored("bad_json")
-_BAD_BASE64 = Ignored("bad_base64")
-_BAD_SHAPE = Ignored("bad_shape")
-_UNKNOWN_EVENT = Ignored("unknown_event")
-
-
-class ExotelDialect:
+class ExotelDialect(AppMessages):
     """One stream. Sequence numbers count all messages after `connected`; chunks count media alone (both from 1).
 
     The options are those of `audiosocket.settings.ExotelOptions`. Raises `ValueError` for one that is not known.
@@ -62,17 +40,16 @@ class ExotelDialect:
         "_options",
         "_sequence",
         "_spec",
-        "_stream_sid",
+        "encoding",
         "frame_bytes",
         "marks_on_clear",
-        "oddities",
         "url",
     )
 
     def __init__(self, spec: CallSpec) -> None:
+        super().__init__(spec.stream_sid)
         self._options = options = ExotelOptions.model_validate(spec.dialect_options)
         self._spec = spec
-        self._stream_sid = spec.stream_sid
         self._frame_ms = options.frame_ms
         self._sequence = 0
         self._chunk = 0
@@ -84,10 +61,14 @@ class ExotelDialect:
             b'{"event":"media","stream_sid":%b,"sequence_number":%b%%d%b,"media":{"chunk":%b%%d%b,"timestamp":"%%d",'
             b'"payload":"%%b"}}' % (sid, quote, quote, quote, quote)
         )
+        self.encoding = Encoding.PCM16
         self.frame_bytes = options.frame_ms * BYTES_PER_MS
         self.marks_on_clear = options.marks_on_clear == "echo"
-        self.oddities: dict[str, int] = {}
         self.url = spec.url if options.query == "keep" else spec.url.partition("?")[0]
+
+    def headers(self) -> dict[str, str]:
+        credentials = self._spec.credentials  # RFC 7617
+        return {"Authorization": "Basic " + b64encode(credentials.encode()).decode()} if credentials else {}
 
     def opening(self) -> list[bytes]:
         spec, options = self._spec, self._options
@@ -111,12 +92,12 @@ class ExotelDialect:
         }
         return [b'{"event":"connected"}', msgspec.json.encode(message)]
 
-    def media(self, pcm: bytes) -> bytes:
+    def media(self, audio: bytes) -> bytes:
         self._sequence = sequence = self._sequence + 1
         self._chunk = chunk = self._chunk + 1
         at = self._next_ms
         self._next_ms = at + self._frame_ms
-        return self._media % (sequence, chunk, at, b2a_base64(pcm, newline=False))
+        return self._media % (sequence, chunk, at, b2a_base64(audio, newline=False))
 
     def skip(self, frames: int) -> None:
         self._next_ms += frames * self._frame_ms
@@ -130,26 +111,6 @@ class ExotelDialect:
     def stop(self, reason: str) -> bytes:
         spec = self._spec
         return self._event("stop", {"call_sid": spec.call_sid, "account_sid": spec.account_sid, "reason": reason})
-
-    def decode(self, message: bytes) -> AppMessage:
-        try:
-            decoded = _decode(message)
-        except msgspec.ValidationError as error:
-            return _BAD_BASE64 if "$.media.payload" in str(error) else _BAD_SHAPE
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return _BAD_JSON
-        sid = decoded.stream_sid if decoded.stream_sid is not None else decoded.streamSid
-        if sid is not None and sid != self._stream_sid:
-            # Exotel documents the field as optional and ignores it; a known client sends one of its own making.
-            self.oddities["wrong_stream_sid"] = self.oddities.get("wrong_stream_sid", 0) + 1
-        event = decoded.event
-        if event == "media":
-            return _BAD_SHAPE if decoded.media is None else decoded.media.payload
-        if event == "mark":
-            return _BAD_SHAPE if decoded.mark is None else Mark(decoded.mark.name)
-        if event == "clear":
-            return _CLEAR
-        return _UNKNOWN_EVENT
 
     def _event(self, event: str, body: dict[str, str]) -> bytes:
         self._sequence += 1

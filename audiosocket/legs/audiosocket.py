@@ -53,6 +53,8 @@ class AudioSocketLeg(asyncio.Protocol):
         self._ticking: tuple[int, int] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._blocked_ticks = 0
+        self._usual_header = b""
+        self._usual_bytes = 0
         self._closing = False
         self.session: Session | None = None
         self.leg_uuid = ""
@@ -80,13 +82,20 @@ class AudioSocketLeg(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._closing:
             return
+        session = self.session
+        # Nearly always one read is one audio frame, as long as the one before it.
+        if data.startswith(self._usual_header) and len(data) == self._usual_bytes and not self._decoder.partial:
+            if session is not None:
+                session.caller_audio(data[wire.HEADER_BYTES :])
+            return
         try:
             frames = self._decoder.feed(data)
         except WireError as error:
             self.hangup("leg_protocol_error", str(error))
             return
-        session = self.session
-        if len(frames) == 1 and session is not None and frames[0][0] == wire.KIND_AUDIO:
+        if len(frames) == 1 and session is not None and frames[0][0] == wire.KIND_AUDIO and frames[0][1]:
+            if len(data) == wire.HEADER_BYTES + len(frames[0][1]):
+                self._usual_header, self._usual_bytes = data[: wire.HEADER_BYTES], len(data)
             session.caller_audio(frames[0][1])
             return
         self._several(frames)

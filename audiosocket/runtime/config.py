@@ -68,6 +68,14 @@ def _found_secret(value: Any, base: Path) -> str:
     return found.strip()
 
 
+def secret_file(path: Path) -> str:
+    """The one line in the file at `path`. Raises `ConfigError`."""
+    try:
+        return _found_secret({"file": str(path)}, Path())
+    except ValueError as error:
+        raise ConfigError(_one_line(str(error))) from None
+
+
 Secret = Annotated[SecretStr, BeforeValidator(_read_secret)]
 """A value given as `{file: PATH}` (relative to the configuration file) or `{env: NAME}`."""
 
@@ -97,8 +105,8 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[An
 
 
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-# A set is read as a mapping behind the function above.
-_UniqueKeyLoader.add_constructor("tag:yaml.org,2002:set", _UniqueKeyLoader.construct_undefined)
+# A set would be read as a mapping behind the function above.
+_UniqueKeyLoader.add_constructor("tag:yaml.org,2002:set", yaml.SafeLoader.construct_undefined)  # type: ignore[type-var]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""A voice bot as a pipecat user writes it for Exotel: the package's own runner parsing, serializer and transport.
+"""A voice bot as a pipecat user writes it for Exotel or Twilio: the package's own runner parsing, serializers and
+transport.
 
     python -m tests.clients.pipecat_bot PORT
 
@@ -20,7 +21,9 @@ from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.runner.utils import parse_telephony_websocket
+from pipecat.serializers.base_serializer import FrameSerializer
 from pipecat.serializers.exotel import ExotelFrameSerializer
+from pipecat.serializers.twilio import TwilioFrameSerializer
 from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams, FastAPIWebsocketTransport
 from pipecat.workers.runner import WorkerRunner
 
@@ -36,8 +39,9 @@ def tell(**fact: object) -> None:
 class Bot(FrameProcessor):  # type: ignore[misc]
     """Hears, counts, and answers once."""
 
-    def __init__(self) -> None:
+    def __init__(self, provider: str) -> None:
         super().__init__()
+        self._provider = provider
         self._heard = np.zeros(0, dtype=np.int16)
         self._answered = False
 
@@ -50,16 +54,24 @@ class Bot(FrameProcessor):  # type: ignore[misc]
                 if len(self._heard) >= RATE:
                     self._answered = True
                     spectrum = np.abs(np.fft.rfft(self._heard * np.hanning(len(self._heard))))
-                    tell(event="heard", hz=int(spectrum.argmax()) * RATE / len(self._heard))
+                    tell(event="heard", provider=self._provider, hz=int(spectrum.argmax()) * RATE / len(self._heard))
                     await self._answer()
             return
         if isinstance(frame, InputDTMFFrame):
-            tell(event="dtmf", digit=frame.button.value)
+            tell(event="dtmf", provider=self._provider, digit=frame.button.value)
         await self.push_frame(frame, direction)
 
     async def _answer(self) -> None:
         tone = 8000 * np.sin(2 * np.pi * ANSWER_HZ * np.arange(2 * RATE) / RATE)
         await self.push_frame(OutputAudioRawFrame(tone.astype("<i2").tobytes(), RATE, 1))
+
+
+def serializer(provider: str, stream_id: str, call_id: str) -> FrameSerializer:
+    if provider == "twilio":
+        # Hanging up by Twilio's REST API would reach Twilio; the end of the WebSocket ends the call just as well.
+        params = TwilioFrameSerializer.InputParams(auto_hang_up=False)
+        return TwilioFrameSerializer(stream_id, call_id, params=params)
+    return ExotelFrameSerializer(stream_id, call_id)
 
 
 @app.websocket("/ws")
@@ -72,17 +84,17 @@ async def serve(websocket: WebSocket) -> None:
         params=FastAPIWebsocketParams(
             audio_in_enabled=True,
             audio_out_enabled=True,
-            serializer=ExotelFrameSerializer(call["stream_id"], call["call_id"]),
+            serializer=serializer(provider, call["stream_id"], call["call_id"]),
         ),
     )
     worker = PipelineWorker(
-        Pipeline([transport.input(), Bot(), transport.output()]),
+        Pipeline([transport.input(), Bot(provider), transport.output()]),
         params=PipelineParams(audio_in_sample_rate=RATE, audio_out_sample_rate=RATE),
     )
 
     @transport.event_handler("on_client_disconnected")  # type: ignore[untyped-decorator]
     async def gone(_transport: object, _client: object) -> None:
-        tell(event="disconnected")
+        tell(event="disconnected", provider=provider)
         await worker.cancel()
 
     runner = WorkerRunner(handle_sigint=False)

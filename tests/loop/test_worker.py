@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
 import json
 import socket
 import struct
@@ -406,6 +408,46 @@ async def test_basic_authorization_and_no_extensions_in_the_handshake() -> None:
         await channel.hang_up()
         report = await r.report()
         assert "token" not in str(report)
+
+
+async def test_a_call_in_twilio_s_words() -> None:
+    codes = [bytes((frame + n) % 256 for n in range(160)) for frame in range(10)]
+    account = "AC" + "5" * 32
+    async with rig() as r:
+        channel = await r.talking(dialect="twilio", account_sid=account, credentials="hunter2")
+        for code in codes:
+            channel.send(wire.KIND_AUDIO, code)
+            await asyncio.sleep(0.02)
+        channel.send(wire.KIND_DTMF, b"7")
+        await r.app.say(b"\x80" * 320)
+        await r.app.send({"event": "mark", "mark": {"name": "end"}})
+        await until(lambda: r.app.events("mark"), "mark back")
+        # The loudest sample of mu-law, as PCM16: two frames of it.
+        assert channel.audio() == [(32124).to_bytes(2, "little") * 160] * 2
+        await r.app.say(b"\x80" * 16_000)
+        await r.app.send({"event": "mark", "mark": {"name": "cut"}})
+        await r.app.send({"event": "clear"})
+        await until(lambda: len(r.app.events("mark")) == 2, "the dropped mark back")
+        await channel.hang_up()
+        report = await r.report()
+        await until(lambda: r.app.closed, "socket closed")
+    headers = r.app.requests[0].headers
+    signature = hmac.new(b"hunter2", r.app.url.encode(), "sha1").digest()
+    assert headers["X-Twilio-Signature"] == base64.b64encode(signature).decode()
+    assert headers["User-Agent"] == "Twilio.TmeWs/1.0"
+    assert "Authorization" not in headers
+    messages = r.app.messages
+    assert messages[0] == {"event": "connected", "protocol": "Call", "version": "1.0.0"}
+    start = messages[1]["start"]
+    assert (start["accountSid"], messages[1]["streamSid"]) == (account, "MZ" + "0f3c" * 8)
+    assert [int(message["sequenceNumber"]) for message in messages[1:]] == list(range(1, len(messages)))
+    # What Asterisk sent in mu-law is what the application got, bit by bit.
+    heard = [base64.b64decode(message["media"]["payload"]) for message in r.app.events("media")]
+    assert heard[:10] == codes
+    assert r.app.events("dtmf")[0]["dtmf"] == {"track": "inbound_track", "digit": "7"}
+    assert messages[-1]["stop"] == {"accountSid": account, "callSid": start["callSid"]}
+    assert (report.reason, report.figures.ignored) == ("leg_closed", {})
+    assert "hunter2" not in str(report)
 
 
 async def test_many_calls_come_and_go_and_nothing_is_left() -> None:

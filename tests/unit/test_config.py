@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ari_app.settings import Config, load
+from ari_app.settings import Config, ExotelApplication, TwilioApplication, load
 from audiosocket.errors import ConfigError
 from audiosocket.runtime.config import MAX_FILE_BYTES, MAX_PROBLEMS, validate
 from audiosocket.settings import CONTROL_SECTIONS, NodeSettings, load_node, split_host_port
@@ -352,7 +352,7 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
         "ws://h/" + "x" * 600,
         "applications.echo.url: found 'ws://...': String should have at most",
     ),
-    (("applications", "echo", "dialect"), "sip", "applications.echo.dialect: found 'sip': Input should be 'exotel'"),
+    (("applications", "echo", "dialect"), "sip", "echo.dialect: found 'sip': Input should be 'exotel' or 'twilio'"),
     (
         ("applications", "echo", "dialect_options"),
         {"frame_ms": 30},
@@ -409,6 +409,84 @@ def test_a_wrong_value_is_named_with_its_place(
     assert expected in text
     assert len(text.split("\n")) == 1
     assert len(text) < 500
+
+
+ACCOUNT = "AC" + "5" * 32
+
+
+def twilio(**changes: Any) -> dict[str, Any]:
+    """An application that speaks Twilio's protocol; a value of None takes its key away."""
+    data = {"url": "wss://app.example/media", "dialect": "twilio", "account_sid": ACCOUNT} | changes
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def test_an_application_of_twilio_s(write: Write) -> None:
+    application = twilio(
+        auth_token={"file": ".run/secrets/ari"},
+        custom_parameters={str(number): "x" * 100 for number in range(10)},
+        dialect_options={"caller_parameter": "from_number"},
+    )
+    loaded = load(write(changed((("applications", "bot"), application)))).applications["bot"]
+    assert isinstance(loaded, TwilioApplication)
+    secret = loaded.handshake_secret()
+    assert secret is not None
+    assert secret.get_secret_value() == SECRETS["ari"]
+    assert SECRETS["ari"] not in repr(loaded)
+    assert loaded.dialect_options.model_dump(exclude_unset=True) == {"caller_parameter": "from_number"}
+    echo = load(write(TEXT)).applications["echo"]
+    assert isinstance(echo, ExotelApplication)
+    assert echo.handshake_secret() is None
+
+
+@pytest.mark.parametrize(
+    ("application", "expected"),
+    [
+        (
+            twilio(url="wss://app.example/media?token=hunter2"),
+            "applications.bot.url: found 'wss://...': Twilio allows no query in a stream's URL: move its pairs to"
+            " custom_parameters",
+        ),
+        (twilio(url="wss://app.example/media?"), "applications.bot.url: found 'wss://...': Twilio allows no query"),
+        (
+            twilio(url="wss://key:hunter2@app.example/"),
+            "applications.bot.url: found 'wss://...': the URL carries credentials: remove them, Twilio signs instead",
+        ),
+        (twilio(url="https://app.example/"), "applications.bot.url: found 'https://...': expected a ws:// or wss://"),
+        (twilio(account_sid=None), "applications.bot.account_sid: required and not given"),
+        (twilio(account_sid="acme1"), "applications.bot.account_sid: found 'acme1': String should match pattern"),
+        (twilio(account_sid="AC" + "X" * 32), "applications.bot.account_sid: found 'ACXX"),
+        (twilio(dialect_options={"frame_ms": 20}), "applications.bot.dialect_options.frame_ms: unknown key"),
+        (
+            twilio(dialect_options={"caller_parameter": ""}),
+            "applications.bot.dialect_options.caller_parameter: found '': String should have at least 1",
+        ),
+        (
+            twilio(dialect_options={"caller_parameter": "n", "callee_parameter": "n"}),
+            "applications.bot.dialect_options: caller_parameter and callee_parameter are the same",
+        ),
+        (
+            twilio(dialect_options={"callee_parameter": "to"}, custom_parameters={"to": "x"}),
+            "applications.bot: custom_parameters.to: dialect_options puts a number there: rename one",
+        ),
+        (twilio(auth_token="hunter2"), "applications.bot.auth_token: a secret is not written in this file"),
+        (
+            twilio(credentials={"env": "PATH"}),
+            "applications.bot: credentials belongs to dialect exotel: remove it, or set dialect: exotel",
+        ),
+        (
+            twilio(dialect=None, account_sid=None, auth_token="hunter2"),
+            "applications.bot: auth_token belongs to dialect twilio: remove it, or set dialect: twilio",
+        ),
+        (twilio(dialect="exotel"), "applications.bot.account_sid: found 'AC555"),
+        (twilio(dialect=" twilio"), "applications.bot.dialect: found ' twilio': Input should be 'exotel' or 'twilio'"),
+        (twilio(dialect=["twilio"]), "applications.bot.dialect: Input should be 'exotel' or 'twilio'"),
+        ("wss://app.example/media", "applications.bot: found 'wss://...': Input should be a valid dictionary"),
+    ],
+)
+def test_an_application_whose_dialect_does_not_fit(write: Write, application: Any, expected: str) -> None:
+    text = refusal(write(changed((("applications", "bot"), application))))
+    assert expected in text
+    assert "hunter2" not in text
 
 
 def test_a_number_that_python_would_not_print(write: Write) -> None:
@@ -508,7 +586,7 @@ def test_a_secret_of_the_environment(write: Write, monkeypatch: pytest.MonkeyPat
 def test_secrets_show_nowhere(write: Write) -> None:
     credentials = {"credentials": {"file": ".run/secrets/ari"}, "url": "wss://h/"}
     config = load(write(changed((("applications", "bot"), credentials))))
-    assert config.applications["bot"].credentials is not None
+    assert config.applications["bot"].handshake_secret() is not None
     shown = [repr(config), str(config), str(config.model_dump()), config.model_dump_json()]
     shown += [repr(config.asterisk.ari), f"{config.asterisk.ari.password}", repr(config.phones)]
     assert not any("hunter2" in text for text in shown)

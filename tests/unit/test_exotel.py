@@ -179,8 +179,13 @@ def test_a_stream_id_from_elsewhere_cannot_break_a_message() -> None:
     assert json.loads(dialect.media(bytes(320)))["stream_sid"] == '%s%d"\\'
 
 
+def test_credentials_become_basic_authorization() -> None:
+    assert ExotelDialect(call_spec()).headers() == {}
+    assert ExotelDialect(call_spec(credentials="key:token")).headers() == {"Authorization": "Basic a2V5OnRva2Vu"}
+
+
 def test_a_dialect_that_this_worker_lacks() -> None:
-    with pytest.raises(ConfigError, match="one of exotel"):
+    with pytest.raises(ConfigError, match="one of exotel, twilio"):
         open_dialect(call_spec(dialect="morse"))
     with pytest.raises(ConfigError, match="frame_msec"):
         open_dialect(call_spec(dialect_options={"frame_msec": 20}))

@@ -1,11 +1,15 @@
-"""G.711 decoding against values of ITU-T G.711, and its shape."""
+"""G.711 against values of ITU-T G.711 and against its formula, and its shape."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from audiosocket import g711
+from audiosocket.callspec import MediaFormat
+from tools.audio import g711 as formula
 
 pytestmark = pytest.mark.unit
 
@@ -41,4 +45,42 @@ def test_lengths() -> None:
     assert len(g711.ulaw_to_pcm(bytes(160))) == 320
     assert g711.ulaw_to_pcm(b"") == b""
     assert g711.pcm_to_pcm(b"\x01\x02\x03") == b"\x01\x02"
-    assert set(g711.DECODERS) == {"slin", "ulaw", "alaw"}
+    assert len(g711.pcm_to_ulaw(bytes(320))) == 160
+    assert g711.pcm_to_ulaw(b"\x00\x00\x03") == b"\xff"
+    assert g711.pcm_to_ulaw(b"") == g711.alaw_to_ulaw(b"") == b""
+
+
+def test_every_sample_as_mu_law_is_what_the_formula_says() -> None:
+    samples = np.arange(-32768, 32768, dtype=np.int32).astype("<i2")
+    assert g711.pcm_to_ulaw(samples.tobytes()) == formula.ulaw_encode(samples)
+
+
+@given(st.binary(max_size=640))
+def test_any_pcm_there_and_back_is_what_the_formula_says(data: bytes) -> None:
+    samples = np.frombuffer(data[: len(data) & ~1], "<i2")
+    code = g711.pcm_to_ulaw(data)
+    assert code == formula.ulaw_encode(samples)
+    assert pcm(g711.ulaw_to_pcm(code)) == formula.ulaw_decode(code).tolist()
+
+
+def test_mu_law_survives_being_linear() -> None:
+    # But for its second zero: 0x7F and 0xFF both stand for 0.
+    codes = bytes(code for code in range(256) if code != 0x7F)
+    assert g711.pcm_to_ulaw(g711.ulaw_to_pcm(codes)) == codes
+
+
+def test_a_law_becomes_mu_law_as_by_way_of_the_formulas() -> None:
+    codes = bytes(range(256))
+    assert g711.alaw_to_ulaw(codes) == formula.ulaw_encode(formula.alaw_decode(codes))
+
+
+def test_every_media_format_becomes_every_encoding() -> None:
+    silence = {"slin": bytes(320), "ulaw": bytes([g711.ULAW_SILENCE]) * 160, "alaw": bytes([g711.ALAW_SILENCE]) * 160}
+    assert set(g711.CONVERTERS) == set(g711.SILENT_FRAME) == set(g711.Encoding)
+    for encoding, converters in g711.CONVERTERS.items():
+        assert set(converters) == set(MediaFormat) == set(silence)
+        for media_format, converter in converters.items():
+            assert len(converter(silence[media_format])) == len(g711.SILENT_FRAME[encoding])
+    ulaw = silence["ulaw"]
+    assert g711.CONVERTERS[g711.Encoding.ULAW]["ulaw"](ulaw) is ulaw
+    assert g711.CONVERTERS[g711.Encoding.ULAW]["slin"](silence["slin"]) == g711.SILENT_FRAME[g711.Encoding.ULAW]

@@ -6,6 +6,7 @@ import base64
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from audiosocket import wire
@@ -13,6 +14,7 @@ from audiosocket.callspec import MediaFormat
 from audiosocket.dialects import open_dialect
 from audiosocket.session import GAP_TICKS, STALE_FRAMES, Session
 from tests.media import call_spec
+from tools.audio import g711 as formula
 
 pytestmark = pytest.mark.unit
 
@@ -84,6 +86,62 @@ def test_longer_messages_where_the_application_wants_them() -> None:
         call.session.caller_audio(b"\xff" * 160)
     assert [len(frame) for frame in call.media()] == [1600, 1600]
     assert [message["media"]["timestamp"] for message in call.sent] == ["0", "100"]
+
+
+CODES = bytes(range(160))
+LINEAR = (np.arange(160) * 200 - 16000).astype("<i2")
+
+
+@pytest.mark.parametrize(
+    ("media_format", "frame", "expected"),
+    [
+        ("ulaw", CODES, CODES),
+        ("alaw", CODES, formula.ulaw_encode(formula.alaw_decode(CODES))),
+        ("slin", LINEAR.tobytes(), formula.ulaw_encode(LINEAR)),
+    ],
+)
+def test_a_dialect_of_mu_law_gets_mu_law_whatever_asterisk_sends(
+    media_format: str, frame: bytes, expected: bytes
+) -> None:
+    call = Call(dialect="twilio", media_format=MediaFormat(media_format))
+    call.session.caller_audio(frame)
+    half = len(frame) // 2  # another ptime
+    call.session.caller_audio(frame[:half])
+    call.session.caller_audio(frame[half:])
+    assert call.media() == [expected, expected]
+    call.session.caller_audio(frame[:half])
+    for _ in range(GAP_TICKS):
+        call.session.tick(0)
+    # What waited for the rest of its frame comes first, then silence of the dialect's own.
+    assert b"".join(call.media()[2:]) == expected[:80] + b"\xff" * (160 * GAP_TICKS - 80)
+    assert [message["media"]["timestamp"] for message in call.sent] == [str(20 * n) for n in range(2 + GAP_TICKS)]
+
+
+def test_mu_law_of_the_application_is_played_as_pcm_in_pieces_of_any_length() -> None:
+    call = Call(dialect="twilio")
+    codes = bytes(range(256)) * 5
+    for at in range(0, len(codes), 133):
+        call.app_audio(codes[at : at + 133])
+    call.app_mark("end")
+    played = b"".join(call.session.tick(0)[3:] for _ in range(8))
+    assert played == formula.ulaw_decode(codes).astype("<i2").tobytes()
+    assert call.marks() == []
+    call.session.tick(0)
+    assert call.marks() == ["end"]
+    assert call.session.figures().app_bytes_received == 2 * len(codes)
+
+
+def test_a_dialect_of_mu_law_returns_marks_on_clear() -> None:
+    call = Call(dialect="twilio")
+    call.app_audio(CODES * 10)
+    for name in ("a", "b"):
+        call.app_mark(name)
+    call.session.tick(0)
+    call.app("clear", streamSid="MZ" + call_spec().stream_sid)
+    assert call.marks() == ["a", "b"]
+    assert call.session.tick(0) == wire.SILENCE_FRAME
+    figures = call.session.figures()
+    assert (figures.frames_dropped, figures.ignored) == ({"clear": 9}, {})
 
 
 def test_before_the_start_nothing_is_sent_and_it_is_counted() -> None:

@@ -63,7 +63,7 @@ def test_garbage_raises_only_wire_errors_and_keeps_little(garbage: bytes) -> Non
         decoder.feed(garbage)
     except WireError:
         return
-    assert len(decoder._rest) < wire.HEADER_BYTES + wire.MAX_AUDIO_BYTES
+    assert len(decoder.partial) < wire.HEADER_BYTES + wire.MAX_AUDIO_BYTES
 
 
 def test_a_payload_that_does_not_fit_is_our_fault() -> None:

@@ -47,6 +47,7 @@ async def run(options: Options) -> Outcome:
             await asyncio.sleep(WARM_SECONDS)
             before = await worker.counters()
             seen = generator.watch()
+            meter = machine.Meter({"worker": worker.pid, "generator": os.getpid()})
             began = time.perf_counter()
             await asyncio.sleep(BEFORE_SECONDS)
             first_freeze = time.perf_counter()
@@ -56,6 +57,7 @@ async def run(options: Options) -> Outcome:
                 await _freeze(worker.pid)
             thawed = time.perf_counter()
             await asyncio.sleep(AFTER_SECONDS + SLICE_SECONDS)
+            usage = meter.read()
             generator.quieten()
             await asyncio.sleep(UNDER_WAY_SECONDS)
             after = await worker.counters()
@@ -81,6 +83,8 @@ async def run(options: Options) -> Outcome:
         ("late ticks", int(after["playout_late_ticks"] - before["playout_late_ticks"])),
         ("underruns", int(after["playout_underruns"] - before["playout_underruns"])),
         ("channels closed by the worker", seen.closed),
+        ("cores used by other processes", usage.others),
+        ("cores stolen by the hypervisor", usage.stolen),
     ]
     what = (
         f"{calls} echo calls; the worker is stopped {FREEZES} times for {FREEZE_SECONDS * 1000:g} ms,"

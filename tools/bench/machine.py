@@ -92,6 +92,8 @@ class Usage:
     """Processor time per second, by process."""
     busy: float
     """Cores of the whole machine that were not idle."""
+    others: float
+    """Of these, used by other processes than the ones measured."""
     stolen: float
     """Cores that the hypervisor took away. Above a few hundredths, figures of latency are the machine's, not ours."""
 
@@ -109,10 +111,13 @@ class Meter:
         """What was used since the meter was made. Raises OSError when a process is gone."""
         seconds = time.monotonic() - self._began
         idle, stolen, total = (now - then for now, then in zip(_machine_seconds(), self._machine, strict=True))
+        cores = {name: (cpu_seconds(pid) - self._before[name]) / seconds for name, pid in self._pids.items()}
+        busy = (total - idle - stolen) / seconds
         return Usage(
             seconds=seconds,
-            cores={name: (cpu_seconds(pid) - self._before[name]) / seconds for name, pid in self._pids.items()},
-            busy=(total - idle - stolen) / seconds,
+            cores=cores,
+            busy=busy,
+            others=max(0.0, busy - sum(cores.values())),
             stolen=stolen / seconds,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ async def run(options: Options) -> Outcome:
                 await clock.start()
                 before = await worker.counters()
                 seen = generator.watch()
-                meter = machine.Meter({"worker": worker.pid})
+                meter = machine.Meter({"worker": worker.pid, "generator": os.getpid()})
                 began = time.perf_counter()
                 starts = [channel.position() for channel in generator.channels]
                 await asyncio.sleep(seconds)
@@ -139,5 +140,6 @@ def _noise(pauses: Pauses, usage: machine.Usage) -> list[tuple[Value, ...]]:
         ("pauses of the machine over 5 ms", pauses.count),
         ("longest pause, ms", pauses.longest_ms),
         ("all pauses together, ms", pauses.total_ms),
+        ("cores used by other processes", usage.others),
         ("cores stolen by the hypervisor", usage.stolen),
     ]

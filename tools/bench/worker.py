@@ -21,6 +21,8 @@ UNDER_WAY_SECONDS = 1.0
 """How long a frame may take to come back before it counts as lost."""
 SATURATED = 0.9
 """Cores: a process of one thread that uses more than this has no time left."""
+OTHERS = 0.1
+"""Cores: from here on other processes are in the way."""
 
 _COLUMNS = (
     "calls",
@@ -37,6 +39,7 @@ _COLUMNS = (
     "late ticks",
     "RSS MiB",
     "generator cores",
+    "others' cores",
     "stolen cores",
     "pauses over 5 ms",
 )
@@ -60,6 +63,9 @@ async def run(options: Options) -> Outcome:
             notes.append(
                 f"{calls} calls: the generator had no time left; RTT, gaps and loss are its own, not the worker's"
             )
+        others = row["others' cores"]
+        if isinstance(others, float) and others > OTHERS:
+            notes.append(f"{calls} calls: other processes took {others:.2f} cores: this row shows their load as well")
         if row["channels closed"]:
             notes.append(f"{calls} calls: the worker closed {row['channels closed']} channels, see worker.log")
         if row["dropped"]:
@@ -118,6 +124,7 @@ async def _measure(calls: int, seconds: float, cores: tuple[int, int] | None, op
         "late ticks": int(after["playout_late_ticks"] - before["playout_late_ticks"]),
         "RSS MiB": rss,
         "generator cores": usage.cores["generator"],
+        "others' cores": usage.others,
         "stolen cores": usage.stolen,
         "pauses over 5 ms": pauses.count,
         "channels closed": seen.closed,

@@ -1,0 +1,189 @@
+"""`trunkbridge appcheck`: calls an application before any caller does."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import click
+import uvloop
+import yaml
+from rich.console import Console
+
+from audiosocket import __version__
+from audiosocket.appcheck.check import Outcome, check
+from audiosocket.appcheck.findings import Severity
+from audiosocket.appcheck.report import Screen, as_json, show
+from audiosocket.appcheck.scenarios import SCENARIOS, Pace
+from audiosocket.appcheck.voice import Samples, read_speech
+from audiosocket.callspec import CallSpec, MediaFormat, masked_url
+from audiosocket.dialects import DIALECTS, open_dialect
+from audiosocket.errors import ConfigError
+
+MAX_CREDENTIALS_BYTES = 4096
+_PACE = Pace()
+
+
+@click.command()
+@click.argument("url")
+@click.option("--dialect", type=click.Choice(sorted(DIALECTS)), default="exotel", show_default=True)
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A switch of the dialect, as in an application's dialect_options. Repeatable.",
+)
+@click.option(
+    "--credentials-file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="File with what the application's credentials: holds (KEY:TOKEN for exotel).",
+)
+@click.option(
+    "--speech",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="WAV file (mono, 16 bits, 8000 Hz) that callers say instead of the synthetic voice, which has no words.",
+)
+@click.option("--caller", default="+919000000001", show_default=True, help="The application's `from`.")
+@click.option("--callee", default="+918000000002", show_default=True, help="The application's `to`.")
+@click.option("--only", multiple=True, type=click.Choice(list(SCENARIOS)), help="Play this alone. Repeatable.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.5, 120),
+    default=_PACE.wait,
+    show_default=True,
+    help="How long to wait for anything that the application has to do.",
+)
+@click.option("--calls", type=click.IntRange(2, 50), default=_PACE.calls, show_default=True, help="Calls at once.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the report here too.")
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings too.")
+def appcheck(
+    url: str,
+    dialect: str,
+    options: tuple[str, ...],
+    credentials_file: Path | None,
+    speech: Path | None,
+    caller: str,
+    callee: str,
+    only: tuple[str, ...],
+    seconds: float,
+    calls: int,
+    json_path: Path | None,
+    strict: bool,
+) -> None:
+    """Call the application at URL (ws:// or wss://) before any caller does.
+
+    Scripted calls are placed as the gateway places them, one scenario after the other: about two minutes. What the
+    application did, how fast, and where it strays from the protocol is printed. The calls are real for the
+    application: what it does and pays for a caller, it does and pays for these.
+
+    Exit codes: 0 nothing is wrong, 1 something is, 2 wrong usage.
+    """
+    spec = _spec(url, dialect, options, credentials_file, caller, callee)
+    recorded = None if speech is None else read_speech(speech)
+    if json_path is not None and not json_path.absolute().parent.is_dir():
+        raise click.UsageError(f"--json {json_path}: there is no such folder")
+    console = Console() if sys.stdout.isatty() else Console(width=100)
+    names = [name for name in SCENARIOS if not only or name in only]
+    about = {
+        "url": masked_url(spec.url),
+        "dialect": dialect,
+        "scenarios": names,
+        "began_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+    }
+    console.print(f"Calling {about['url']} as {dialect} does.\n", highlight=False)
+    found = _play(console, spec, names, replace(_PACE, wait=seconds, calls=calls), recorded)
+    show(console, found)
+    if json_path is not None:
+        try:
+            json_path.write_bytes(as_json(found, about))
+        except OSError as error:
+            raise ConfigError(f"--json {json_path}: {error.strerror}") from None
+    bad = {Severity.ERROR, Severity.WARNING} if strict else {Severity.ERROR}
+    sys.exit(int(any(one.severity in bad for one in found.findings)))
+
+
+def _play(console: Console, spec: CallSpec, names: list[str], pace: Pace, recorded: Samples | None) -> Outcome:
+    screen = Screen(console)
+    try:
+        return uvloop.run(check(spec, names, pace, recorded, screen))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise click.exceptions.Exit(130) from None
+    finally:
+        screen.quiet()
+
+
+def _spec(
+    url: str, dialect: str, options: tuple[str, ...], credentials_file: Path | None, caller: str, callee: str
+) -> CallSpec:
+    """What every call is made from. Raises `click.UsageError`."""
+    address, credentials = _address(url)
+    if credentials_file is not None:
+        if credentials:
+            raise click.UsageError("the URL carries credentials and --credentials-file does too: give one of them")
+        credentials = _credentials(credentials_file)
+    spec = CallSpec(
+        call_id="",
+        leg_uuid="",
+        call_sid="",
+        stream_sid="",
+        account_sid="trunkbridge",
+        application="appcheck",
+        url=address,
+        credentials=credentials,
+        dialect=dialect,
+        dialect_options=dict(_option(option) for option in options),
+        caller=caller,
+        callee=callee,
+        media_format=MediaFormat.ULAW,
+        report_stream="",
+        created_at_ms=0,
+        expires_at_ms=0,
+    )
+    try:
+        open_dialect(spec)
+    except ConfigError as error:
+        raise click.UsageError(f"--option: {error}") from None
+    return spec
+
+
+def _address(url: str) -> tuple[str, str]:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise click.UsageError(f"{masked_url(url)}: expected ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH")
+    if parts.username is None:
+        return url, ""
+    # As the hosted platform does: credentials leave the URL.
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
+    return bare, f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+
+
+def _credentials(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            found = file.read(MAX_CREDENTIALS_BYTES + 1).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise click.UsageError(f"--credentials-file {path}: {why}") from None
+    if not found or "\n" in found or len(found) > MAX_CREDENTIALS_BYTES:
+        raise click.UsageError(f"--credentials-file {path}: expected one line, such as KEY:TOKEN")
+    return found
+
+
+def _option(text: str) -> tuple[str, object]:
+    key, sep, value = text.partition("=")
+    if not sep or not key:
+        raise click.UsageError(f"--option {text}: expected KEY=VALUE, such as frame_ms=100")
+    try:
+        return key, yaml.safe_load(value)  # typed as it would be in the configuration file
+    except yaml.YAMLError:
+        raise click.UsageError(f"--option {key}: the value is not readable as YAML") from None

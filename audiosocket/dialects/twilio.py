@@ -1,0 +1,133 @@
+"""Twilio Media Streams (`<Connect><Stream>`), as the platform: JSON text messages, μ-law in base64, camelCase ids.
+
+Source: twilio.com/docs/voice/media-streams/websocket-messages and twilio.com/docs/voice/twiml/stream, the signature
+from twilio.com/docs/usage/security; docs/protocol-twilio.md tells what is done here message by message. In short:
+counters in strings, `streamSid` on every message after `connected`, the rate as an integer, no caller and no callee
+but those that the application's parameters carry.
+"""
+
+from __future__ import annotations
+
+import hmac
+from base64 import b64encode
+from binascii import b2a_base64
+from typing import Any
+
+import msgspec
+
+from audiosocket.callspec import CallSpec
+from audiosocket.dialects.app_messages import AppMessages
+from audiosocket.dialects.base import AppMessage
+from audiosocket.g711 import Encoding, ulaw_to_pcm
+from audiosocket.settings import TwilioOptions
+from audiosocket.wire import FRAME_MS
+
+FRAME_BYTES = 160
+"""20 ms of μ-law at 8 kHz, which is what Twilio puts into a message."""
+
+_CONNECTED = b'{"event":"connected","protocol":"Call","version":"1.0.0"}'
+_MEDIA_FORMAT = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
+_USER_AGENT = "Twilio.TmeWs/1.0"
+"""What Twilio's client calls itself; applications that serve several platforms on one path look at it."""
+
+
+class TwilioDialect(AppMessages):
+    """One stream. Sequence numbers count all messages after `connected`; chunks count media alone (both from 1).
+
+    The ids are those of the call spec with Twilio's prefixes, `MZ` and `CA`. The options are those of
+    `audiosocket.settings.TwilioOptions`. Raises `ValueError` for one that is not known.
+    """
+
+    __slots__ = (
+        "_call_sid",
+        "_chunk",
+        "_media",
+        "_next_ms",
+        "_options",
+        "_sequence",
+        "_spec",
+        "encoding",
+        "frame_bytes",
+        "marks_on_clear",
+        "url",
+    )
+
+    def __init__(self, spec: CallSpec) -> None:
+        super().__init__("MZ" + spec.stream_sid)
+        self._options = TwilioOptions.model_validate(spec.dialect_options)
+        self._spec = spec
+        self._call_sid = "CA" + spec.call_sid
+        self._sequence = 0
+        self._chunk = 0
+        self._next_ms = 0
+        # The message with its four values left open; a stream id from elsewhere must not bring a % of its own.
+        sid = msgspec.json.encode(self._stream_sid).replace(b"%", b"%%")
+        self._media = (
+            b'{"event":"media","sequenceNumber":"%%d","media":{"track":"inbound","chunk":"%%d","timestamp":"%%d",'
+            b'"payload":"%%b"},"streamSid":%b}' % sid
+        )
+        self.encoding = Encoding.ULAW
+        self.frame_bytes = FRAME_BYTES
+        self.marks_on_clear = True
+        self.url = spec.url
+
+    def headers(self) -> dict[str, str]:
+        headers = {"User-Agent": _USER_AGENT}
+        if self._spec.credentials:
+            headers["X-Twilio-Signature"] = _signature(self._spec.credentials, self.url)
+        return headers
+
+    def opening(self) -> list[bytes]:
+        spec, options = self._spec, self._options
+        self._sequence = 1
+        parameters = dict(spec.custom_parameters)
+        if options.caller_parameter:
+            parameters[options.caller_parameter] = spec.caller
+        if options.callee_parameter:
+            parameters[options.callee_parameter] = spec.callee
+        start: dict[str, Any] = {
+            "accountSid": spec.account_sid,
+            "streamSid": self._stream_sid,
+            "callSid": self._call_sid,
+            "tracks": ["inbound"],
+            "mediaFormat": _MEDIA_FORMAT,
+            "customParameters": parameters,
+        }
+        message = {"event": "start", "sequenceNumber": "1", "start": start, "streamSid": self._stream_sid}
+        return [_CONNECTED, msgspec.json.encode(message)]
+
+    def media(self, audio: bytes) -> bytes:
+        self._sequence = sequence = self._sequence + 1
+        self._chunk = chunk = self._chunk + 1
+        at = self._next_ms
+        self._next_ms = at + FRAME_MS
+        return self._media % (sequence, chunk, at, b2a_base64(audio, newline=False))
+
+    def skip(self, frames: int) -> None:
+        self._next_ms += frames * FRAME_MS
+
+    def dtmf(self, digit: str) -> bytes:
+        return self._event("dtmf", {"track": "inbound_track", "digit": digit})
+
+    def mark(self, name: str) -> bytes:
+        return self._event("mark", {"name": name})
+
+    def stop(self, reason: str) -> bytes:
+        # Twilio gives no reason.
+        return self._event("stop", {"accountSid": self._spec.account_sid, "callSid": self._call_sid})
+
+    def decode(self, message: bytes) -> AppMessage:
+        asked = super().decode(message)
+        return ulaw_to_pcm(asked) if type(asked) is bytes else asked
+
+    def _event(self, event: str, body: dict[str, str]) -> bytes:
+        self._sequence += 1
+        number = str(self._sequence)
+        return msgspec.json.encode(
+            {"event": event, "sequenceNumber": number, "streamSid": self._stream_sid, event: body}
+        )
+
+
+def _signature(auth_token: str, url: str) -> str:
+    """What lets the application know who dials: a handshake is a GET, so that only its URL is signed."""
+    return b64encode(hmac.digest(auth_token.encode(), url.encode(), "sha1")).decode()

@@ -1,0 +1,350 @@
+"""The controller's neighbours, written by hand: Asterisk, worker, leases and records that fail when they are told to.
+
+What is right is taken from the real ones: which status a request about a channel that is gone is answered with, which
+events come for what, and in which order. Every request has a name (a step), and a test may put a fault on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from ari_app.ari.errors import AriInvalid, AriNotFound
+from ari_app.ari.events import ChannelDestroyed, ChannelHangupRequest, Event, StasisEnd, StasisStart
+from ari_app.ari.models import AsteriskInfo, Bridge, BuildStatus, BuildSystem, CallerId, Channel, DialplanPoint, EpochMs
+from ari_app.call.machine import State
+from ari_app.controller.controller import Controller
+from ari_app.domain.ids import BridgeId, ChannelId
+from ari_app.settings import Config
+from ari_app.store.present import Command
+from ari_app.store.records import CallEvent, CallRow
+from audiosocket.callspec import CallReport, CallSpec, EndReason, MediaFigures, Milestone, WorkerInfo
+from audiosocket.runtime.config import validate
+from tests.worker_rig import until
+
+CALLER = ChannelId("1795226880.12")
+NUMBER = "+918000000001"
+WORKER = WorkerInfo(
+    worker_id="gw/0",
+    node="gw",
+    host="127.0.0.1",
+    port=9092,
+    status_url="",
+    capacity=10,
+    active=0,
+    draining=False,
+    version="1",
+    started_at_ms=0,
+)
+
+Hook = Callable[["Neighbours"], Awaitable[None]]
+
+
+def config(**controller: Any) -> Config:
+    """A configuration with one trunk, one application and short limits."""
+    secret = {"env": "PATH"}  # the one variable that is set everywhere
+    data: dict[str, Any] = {
+        "node": "pbx-1",
+        "store": "embedded",
+        "asterisk": {"ari": {"password": secret}, "ami": {"password": secret}},
+        "trunks": {"carrier": {"identify": ["10.0.0.1"], "max_calls": 5}},
+        "applications": {"bot": {"url": "ws://bot/"}},
+        "routes": [{"did": NUMBER, "application": "bot", "max_seconds": 600}],
+        "controller": {"setup_timeout_seconds": 0.2, "lease_seconds": 5} | controller,
+    }
+    return validate(Config, data, Path("trunkbridge.yml"))
+
+
+@dataclass
+class Fault:
+    """What happens at a step: before the request has its effect, or after it."""
+
+    before: Hook | None = None
+    after: Hook | None = None
+    times: int = 1
+
+
+def channel(identifier: str, number: str = "+919000000001", app: str = "trunkbridge") -> Channel:
+    """A channel in our application."""
+    return Channel(
+        id=ChannelId(identifier),
+        name=f"PJSIP/carrier-{identifier}",
+        state="Ring",
+        caller=CallerId(number=number),
+        dialplan=DialplanPoint(app_name="Stasis", app_data=f"{app},inbound,carrier,{NUMBER}"),
+        created_at_ms=EpochMs(0),
+    )
+
+
+class Records:
+    """In the place of `RecordWriter` and `CallStore`."""
+
+    def __init__(self) -> None:
+        self.rows: list[CallRow] = []
+        self.events: list[CallEvent] = []
+        self.open: list[CallRow] = []
+        self.error: Exception | None = None
+        """Raised by every read."""
+
+    def call(self, row: CallRow) -> None:
+        self.rows.append(row)
+
+    def event(self, event: CallEvent) -> None:
+        self.events.append(event)
+
+    async def open_calls(self, node: str) -> list[CallRow]:
+        if self.error:
+            raise self.error
+        return [row for row in self.open if row.node == node]
+
+    async def get_call(self, call_id: str) -> CallRow | None:
+        if self.error:
+            raise self.error
+        return next((row for row in reversed(self.rows) if row.call_id == call_id), None)
+
+    @property
+    def closed(self) -> list[CallRow]:
+        """Rows that say that a call has ended."""
+        return [row for row in self.rows if row.ended_at is not None]
+
+
+@dataclass(repr=False)
+class Neighbours:
+    """All of them, and the controller between them."""
+
+    config: Config = field(default_factory=config)
+    channels: dict[str, Channel] = field(default_factory=dict)
+    bridges: dict[str, set[str]] = field(default_factory=dict)
+    subscribed: set[str] = field(default_factory=set)
+    specs: dict[str, CallSpec] = field(default_factory=dict)
+    legs: dict[str, str] = field(default_factory=dict)
+    """Media channel to the leg's UUID, for legs that the worker carries."""
+    held: dict[str, str] = field(default_factory=dict)
+    """Leases: call to worker."""
+    steps: list[str] = field(default_factory=list)
+    causes: dict[str, int] = field(default_factory=dict)
+    """Channel to the cause that it was hung up with."""
+    faults: dict[str, Fault] = field(default_factory=dict)
+    released: Counter[str] = field(default_factory=Counter)
+    granted: Counter[str] = field(default_factory=Counter)
+    renewals: list[dict[str, str]] = field(default_factory=list)
+    records: Records = field(default_factory=Records)
+    started_at_ms: int = 1
+    reports: bool = True
+    """Whether the worker reports when a leg ends."""
+    report_reason: EndReason = EndReason.LEG_CLOSED
+    starts_media: bool = True
+    """Whether a media channel enters the application."""
+    tasks: deque[asyncio.Task[None]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        anything = cast(Any, self)
+        self.controller = Controller(
+            self.config, anything, anything, anything, cast(Any, self.records), cast(Any, self.records)
+        )
+
+    # What happens out there
+
+    def arrive(self, identifier: str = CALLER, line: str = "carrier", dialled: str = NUMBER) -> None:
+        """A call comes in."""
+        self.channels[identifier] = channel(identifier)
+        self.emit(StasisStart(**self._about(identifier), args=["inbound", line, dialled]))
+
+    def emit(self, event: Event) -> None:
+        """Hands an event to the controller, in order, but not at once."""
+        asyncio.get_running_loop().call_soon(self.controller.on_event, event)
+
+    def destroy(self, identifier: str, cause: int = 16, *, requested: bool = False, silent: bool = False) -> None:
+        """A channel ends; `requested`: by its own side, `silent`: and nobody is told."""
+        gone = self.channels.get(identifier)
+        if gone is None:
+            return
+        about = self._about(identifier)
+        del self.channels[identifier]
+        for members in self.bridges.values():
+            members.discard(identifier)
+        if not silent:
+            if requested:
+                self.emit(ChannelHangupRequest(**about, cause=cause))
+            self.emit(StasisEnd(**about))
+            # A channel that came through the dialplan is silent from here on, unless it was subscribed to.
+            if identifier in self.subscribed or identifier.startswith("tb-"):
+                self.emit(ChannelDestroyed(**about, cause=cause, cause_txt="x"))
+        leg = self.legs.pop(identifier, None)
+        if leg is not None and self.reports:
+            self.report(leg)
+
+    def report(self, leg: str, reason: EndReason | None = None) -> None:
+        """The worker reports the end of a leg."""
+        self._start(self.controller.on_report(self.report_of(self.specs[leg], reason or self.report_reason)))
+
+    @staticmethod
+    def report_of(spec: CallSpec, reason: EndReason) -> CallReport:
+        return CallReport(
+            call_id=spec.call_id,
+            leg_uuid=spec.leg_uuid,
+            worker_id=WORKER.worker_id,
+            reason=reason,
+            detail="as the worker saw it",
+            started_at_ms=0,
+            ended_at_ms=1,
+            figures=MediaFigures(frames_played=7),
+            milestones=[Milestone(1, "ended", {"reason": reason.value})],
+        )
+
+    @property
+    def media(self) -> str | None:
+        """The media channel, while there is one."""
+        return next((identifier for identifier in self.channels if identifier.startswith("tb-")), None)
+
+    async def order_hangup(self) -> None:
+        """An operator hangs all calls up."""
+        for call_id in list(self.controller._actors):
+            await self.controller.on_command(Command(verb="hangup", call_id=call_id, by="a test"))
+
+    # Waiting for it
+
+    async def arrived(self) -> None:
+        """Waits until the controller has a call, or had it: it may be over at once."""
+        await until(lambda: self.controller.counts["calls"], "the call's arrival", 5)
+
+    async def talking(self) -> None:
+        """Waits until a call is up, or over."""
+        await until(
+            lambda: all(actor.machine.state is State.TALKING for actor in self.controller._actors.values()),
+            "talking",
+            5,
+        )
+
+    async def over(self) -> None:
+        """Waits until no call is left."""
+        await until(lambda: not self.controller._tasks and not self.controller.active, "the end of the call", 5)
+        while self.tasks:
+            await self.tasks.popleft()
+        await asyncio.sleep(0)
+
+    # Steps
+
+    async def _step(self, name: str, effect: Callable[[], Any] = lambda: None) -> Any:
+        self.steps.append(name)
+        fault = self.faults.get(name)
+        if fault is not None:
+            fault.times -= 1
+            if not fault.times:
+                del self.faults[name]
+        await asyncio.sleep(0)
+        if fault is not None and fault.before is not None:
+            await fault.before(self)
+        result = effect()
+        if fault is not None and fault.after is not None:
+            await fault.after(self)
+        return result
+
+    def _need(self, identifier: str, error: type[AriNotFound] | type[AriInvalid] = AriNotFound) -> None:
+        if identifier not in self.channels:
+            raise error("POST", f"/channels/{identifier}", 404 if error is AriNotFound else 400, "Channel not found")
+
+    def _about(self, identifier: str) -> dict[str, Any]:
+        return {"application": "trunkbridge", "at_ms": EpochMs(0), "channel": self.channels[identifier]}
+
+    def _start(self, work: Any) -> None:
+        self.tasks.append(asyncio.ensure_future(work))
+
+    # AriClient
+
+    async def subscribe(self, identifier: ChannelId) -> None:
+        def effect() -> None:
+            self._need(identifier, AriInvalid)
+            self.subscribed.add(identifier)
+
+        await self._step("subscribe", effect)
+
+    async def answer(self, identifier: ChannelId) -> None:
+        await self._step("answer", lambda: self._need(identifier))
+
+    async def external_media(self, identifier: ChannelId, *, host: str, leg_uuid: str, media_format: str) -> None:
+        def effect() -> None:
+            assert host == "127.0.0.1:9092"
+            assert leg_uuid in self.specs, "the worker must find the spec when Asterisk dials it"
+            self.channels[identifier] = channel(identifier)
+            self.legs[identifier] = leg_uuid
+            if self.starts_media:
+                self.emit(StasisStart(**self._about(identifier), args=[leg_uuid]))
+
+        await self._step("external_media", effect)
+
+    async def create_bridge(self, identifier: BridgeId) -> None:
+        def effect() -> None:
+            self.bridges[identifier] = set()
+
+        await self._step("create_bridge", effect)
+
+    async def add_to_bridge(self, identifier: BridgeId, *channel_ids: ChannelId) -> None:
+        def effect() -> None:
+            for member in channel_ids:
+                self._need(member, AriInvalid)
+            self.bridges[identifier].update(channel_ids)
+
+        await self._step("add_to_bridge", effect)
+
+    async def hangup(self, identifier: ChannelId, cause: int = 16, *, missing_ok: bool = False) -> bool:
+        def effect() -> bool:
+            if identifier not in self.channels:
+                assert missing_ok
+                return False
+            self.causes[identifier] = int(cause)
+            self.destroy(identifier, int(cause))
+            return True
+
+        step = "hangup_media" if identifier.startswith("tb-") else "hangup_caller"
+        return bool(await self._step(step, effect))
+
+    async def destroy_bridge(self, identifier: BridgeId, *, missing_ok: bool = False) -> bool:
+        return bool(await self._step("destroy_bridge", lambda: self.bridges.pop(identifier, None) is not None))
+
+    async def get_channel(self, identifier: ChannelId) -> Channel:
+        await self._step("get_channel", lambda: self._need(identifier))
+        return self.channels[identifier]
+
+    async def list_channels(self) -> list[Channel]:
+        return list(await self._step("list_channels", lambda: list(self.channels.values())))
+
+    async def list_bridges(self) -> list[Bridge]:
+        return [Bridge(id=BridgeId(identifier), bridge_type="mixing") for identifier in self.bridges]
+
+    async def info(self) -> AsteriskInfo:
+        return AsteriskInfo(
+            system=BuildSystem(version="22"), status=BuildStatus(started_at_ms=EpochMs(self.started_at_ms))
+        )
+
+    # Leases and Present
+
+    async def acquire(self, call_id: str) -> WorkerInfo:
+        def effect() -> WorkerInfo:
+            self.held[call_id] = WORKER.worker_id
+            self.granted[call_id] += 1
+            return WORKER
+
+        return cast(WorkerInfo, await self._step("acquire", effect))
+
+    async def release(self, call_id: str) -> bool:
+        def effect() -> bool:
+            self.released[call_id] += 1
+            return self.held.pop(call_id, None) is not None
+
+        return bool(await self._step("release", effect))
+
+    async def renew(self, workers: dict[str, str]) -> set[str]:
+        await self._step("renew")
+        self.renewals.append(dict(workers))
+        return set()
+
+    async def put_spec(self, spec: CallSpec) -> None:
+        def effect() -> None:
+            self.specs[spec.leg_uuid] = spec
+
+        await self._step("put_spec", effect)

@@ -1,0 +1,59 @@
+"""What `trunkbridge gateway` says to options that do not fit together, before anything is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from audiosocket.cli import gateway
+from audiosocket.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+LISTEN = ["--listen", "127.0.0.1:9092"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "give --config FILE, or --listen HOST:PORT and --app URL"),
+        (LISTEN, "a standalone worker needs both --listen HOST:PORT and --app URL"),
+        (["--config", "x.yml", *LISTEN], "--config belongs to a configured node"),
+        ([*LISTEN, "--app", "http://app/"], "--app http://app/: expected ws://HOST[:PORT]/PATH"),
+        (["--listen", "9092", "--app", "ws://app/"], "--listen 9092: expected HOST:PORT"),
+        ([*LISTEN, "--app", "ws://app/", "--dialect", "morse"], "'morse' is not one of 'exotel', 'twilio'"),
+        (
+            [*LISTEN, "--app", "wss://app/media?token=hunter2", "--dialect", "twilio"],
+            "--app wss://app/media: Twilio allows neither credentials nor a query in a stream's URL: remove them",
+        ),
+        (
+            [*LISTEN, "--app", "wss://key:hunter2@app/media", "--dialect", "twilio"],
+            "--app wss://app/media: Twilio allows neither credentials nor a query in a stream's URL: remove them",
+        ),
+        (
+            [*LISTEN, "--app", "wss://app/media", "--auth-token-file", "hunter2"],
+            "--auth-token-file belongs to --dialect twilio",
+        ),
+    ],
+)
+def test_what_does_not_fit(arguments: list[str], expected: str) -> None:
+    result = CliRunner().invoke(gateway, arguments)
+    assert result.exit_code == 2
+    assert expected in " ".join(result.output.split())
+    assert "hunter2" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [(None, "cannot be read: No such file"), (b"\n", "must hold exactly")]
+)
+def test_an_auth_token_that_cannot_be_had(tmp_path: Path, content: bytes | None, expected: str) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    options = ["--app", "wss://app/media", "--dialect", "twilio", "--auth-token-file", str(path)]
+    result = CliRunner().invoke(gateway, [*LISTEN, *options])
+    assert isinstance(result.exception, ConfigError)
+    assert f"secret file {path}" in str(result.exception)
+    assert expected in str(result.exception)
