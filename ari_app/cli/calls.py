@@ -16,6 +16,7 @@ import click
 import msgspec
 from rich.live import Live
 
+from ari_app.cli.conversation import FIELDS, conversation, half_and_most, talk_shares
 from ari_app.cli.options import clock, config_option, console, emit, emit_rows, output_option, plain, run, table
 from ari_app.domain.hangup import describe
 from ari_app.settings import load
@@ -127,8 +128,12 @@ def show(call: str, config_path: Path, form: str) -> None:
     if figures is not None:
         click.echo("media:")
         for name, value in plain(figures).items():
-            if value not in (0, {}, [], -1):
+            if value not in (0, {}, [], -1) and name not in FIELDS:
                 click.echo(f"  {name}: {value}")
+        if told := conversation(figures):
+            click.echo("conversation:")
+            for line in told:
+                click.echo(f"  {line}")
     click.echo("story:")
     for event in events:
         _show_event(event, row.created_at)
@@ -139,7 +144,10 @@ def show(call: str, config_path: Path, form: str) -> None:
 @click.option("--seconds", type=click.FloatRange(min=0.2), default=1.0, show_default=True, help="Between two looks.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many looks.")
 def watch(config_path: Path, seconds: float, count: int | None) -> None:
-    """Watch the live calls, with their media figures, until Ctrl-C."""
+    """Watch the live calls, with their media figures, until Ctrl-C.
+
+    Response times and barge-ins are p50/p95 in ms, talk is the caller's, the application's and both in % of the time.
+    """
 
     async def follow() -> None:
         looks = 0
@@ -199,6 +207,10 @@ _WATCH_COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [
     ("PLAYED", lambda pair: pair[1] and pair[1].frames_played),
     ("MARKS", lambda pair: pair[1] and f"{pair[1].marks_sent}/{pair[1].marks_received}"),
     ("DROPPED", lambda pair: pair[1] and sum(pair[1].frames_dropped.values())),
+    ("TURNS", lambda pair: pair[1] and pair[1].turns),
+    ("RESPONSE", lambda pair: pair[1] and half_and_most(pair[1].response_ms)),
+    ("BARGE-IN", lambda pair: pair[1] and half_and_most(pair[1].barge_in_ms)),
+    ("TALK", lambda pair: pair[1] and talk_shares(pair[1])),
 ]
 
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import click
 import uvloop
 import yaml
+from msgspec.structs import replace as replace_struct
 from rich.console import Console
 
 from audiosocket import __version__
@@ -23,9 +24,11 @@ from audiosocket.appcheck.voice import Samples, read_speech
 from audiosocket.callspec import CallSpec, MediaFormat, masked_url
 from audiosocket.dialects import DIALECTS, open_dialect
 from audiosocket.errors import ConfigError
+from audiosocket.runtime.config import secret_file
 
-MAX_CREDENTIALS_BYTES = 4096
 _PACE = Pace()
+_ACCOUNT_SIDS = {"exotel": "trunkbridge", "twilio": "AC" + "0" * 32}
+"""In the form that each platform has."""
 
 
 @click.command()
@@ -39,9 +42,16 @@ _PACE = Pace()
     help="A switch of the dialect, as in an application's dialect_options. Repeatable.",
 )
 @click.option(
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A custom parameter of the call. Repeatable. With exotel the URL's query is taken for such, too.",
+)
+@click.option(
     "--credentials-file",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="File with what the application's credentials: holds (KEY:TOKEN for exotel).",
+    help="File with one line: KEY:TOKEN for exotel, the token that signs the handshake for twilio.",
 )
 @click.option(
     "--speech",
@@ -65,6 +75,7 @@ def appcheck(
     url: str,
     dialect: str,
     options: tuple[str, ...],
+    parameters: tuple[str, ...],
     credentials_file: Path | None,
     speech: Path | None,
     caller: str,
@@ -83,8 +94,35 @@ def appcheck(
 
     Exit codes: 0 nothing is wrong, 1 something is, 2 wrong usage.
     """
-    spec = _spec(url, dialect, options, credentials_file, caller, callee)
-    recorded = None if speech is None else read_speech(speech)
+    address, credentials = _address(url, dialect)
+    if credentials and credentials_file is not None:
+        raise click.UsageError("the URL carries credentials and --credentials-file does too: give one of them")
+    spec = CallSpec(
+        call_id="",
+        leg_uuid="",
+        call_sid="",
+        stream_sid="",
+        account_sid=_ACCOUNT_SIDS[dialect],
+        application="appcheck",
+        url=address,
+        credentials=credentials,
+        dialect=dialect,
+        dialect_options={key: _typed(key, value) for key, value in _pairs("--option", options).items()},
+        caller=caller,
+        callee=callee,
+        custom_parameters=_pairs("--parameter", parameters),
+        media_format=MediaFormat.ULAW,
+        report_stream="",
+        created_at_ms=0,
+        expires_at_ms=0,
+    )
+    try:
+        open_dialect(spec)
+        if credentials_file is not None:
+            spec = replace_struct(spec, credentials=secret_file(credentials_file))
+        recorded = None if speech is None else read_speech(speech)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
     if json_path is not None and not json_path.absolute().parent.is_dir():
         raise click.UsageError(f"--json {json_path}: there is no such folder")
     console = Console() if sys.stdout.isatty() else Console(width=100)
@@ -118,41 +156,8 @@ def _play(console: Console, spec: CallSpec, names: list[str], pace: Pace, record
         screen.quiet()
 
 
-def _spec(
-    url: str, dialect: str, options: tuple[str, ...], credentials_file: Path | None, caller: str, callee: str
-) -> CallSpec:
-    """What every call is made from. Raises `click.UsageError`."""
-    address, credentials = _address(url)
-    if credentials_file is not None:
-        if credentials:
-            raise click.UsageError("the URL carries credentials and --credentials-file does too: give one of them")
-        credentials = _credentials(credentials_file)
-    spec = CallSpec(
-        call_id="",
-        leg_uuid="",
-        call_sid="",
-        stream_sid="",
-        account_sid="trunkbridge",
-        application="appcheck",
-        url=address,
-        credentials=credentials,
-        dialect=dialect,
-        dialect_options=dict(_option(option) for option in options),
-        caller=caller,
-        callee=callee,
-        media_format=MediaFormat.ULAW,
-        report_stream="",
-        created_at_ms=0,
-        expires_at_ms=0,
-    )
-    try:
-        open_dialect(spec)
-    except ConfigError as error:
-        raise click.UsageError(f"--option: {error}") from None
-    return spec
-
-
-def _address(url: str) -> tuple[str, str]:
+def _address(url: str, dialect: str) -> tuple[str, str]:
+    """The URL without credentials, and these. Raises `click.UsageError`."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -160,6 +165,11 @@ def _address(url: str) -> tuple[str, str]:
         usable = False
     if not usable:
         raise click.UsageError(f"{masked_url(url)}: expected ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH")
+    if dialect == "twilio" and (parts.username is not None or "?" in url):
+        raise click.UsageError(
+            f"{masked_url(url)}: Twilio allows neither credentials nor a query in a stream's URL: use"
+            " --credentials-file and --parameter"
+        )
     if parts.username is None:
         return url, ""
     # As the hosted platform does: credentials leave the URL.
@@ -167,23 +177,19 @@ def _address(url: str) -> tuple[str, str]:
     return bare, f"{unquote(parts.username)}:{unquote(parts.password or '')}"
 
 
-def _credentials(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            found = file.read(MAX_CREDENTIALS_BYTES + 1).decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise click.UsageError(f"--credentials-file {path}: {why}") from None
-    if not found or "\n" in found or len(found) > MAX_CREDENTIALS_BYTES:
-        raise click.UsageError(f"--credentials-file {path}: expected one line, such as KEY:TOKEN")
-    return found
+def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for text in given:
+        key, sep, value = text.partition("=")
+        if not sep or not key:
+            raise click.UsageError(f"{option} {key}: expected KEY=VALUE")
+        pairs[key] = value
+    return pairs
 
 
-def _option(text: str) -> tuple[str, object]:
-    key, sep, value = text.partition("=")
-    if not sep or not key:
-        raise click.UsageError(f"--option {text}: expected KEY=VALUE, such as frame_ms=100")
+def _typed(key: str, value: str) -> object:
+    """A value as it would be read from the configuration file."""
     try:
-        return key, yaml.safe_load(value)  # typed as it would be in the configuration file
+        return yaml.safe_load(value)
     except yaml.YAMLError:
         raise click.UsageError(f"--option {key}: the value is not readable as YAML") from None

@@ -40,6 +40,7 @@ RULES: dict[str, tuple[Severity, str, str]] = {
     # code: severity, topic in DOCUMENTS, remedy
     "unreachable": (_E, "", "Check host, port and firewall, and that the application listens for the world."),
     "certificate": (_E, "tls", "Install a certificate of a public authority for this name, with its whole chain."),
+    "no_tls": (_E, "tls", "Serve TLS 1.2 or newer on this port, or give the port that does; ws:// is without TLS."),
     "status": (_E, "handshake", "Answer the upgrade with 101 on this very path. Behind a proxy: let it pass upgrades."),
     "unauthorised": (_E, "auth", "Give the application's credentials with --credentials-file, or correct them."),
     "handshake_timeout": (_E, "handshake", "Answer the upgrade before models are loaded or sessions are opened."),

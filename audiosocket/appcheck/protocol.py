@@ -63,8 +63,9 @@ def silenced(traces: Sequence[Trace]) -> bool:
 
 def _handshake(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:
     open_ones = [trace for trace in traces if trace.refusal is None]
-    # That not all calls at once are taken is another matter: see `together`.
-    refused = [trace for trace in traces if trace.refusal and not (open_ones and trace.scenario == "concurrency")]
+    # That some calls at once are not taken is another matter: see `together`.
+    some = any(trace.scenario == "concurrency" for trace in open_ones)
+    refused = [trace for trace in traces if trace.refusal and not (some and trace.scenario == "concurrency")]
     if refused:
         assert refused[0].refusal is not None
         reason, detail = refused[0].refusal.reason, refused[0].refusal.detail
@@ -94,7 +95,7 @@ def _refusal_code(reason: str, detail: str) -> str:
     if reason == "app_protocol_error":
         return "handshake_broken"
     if detail.startswith("TLS"):
-        return "certificate"
+        return "certificate" if "certificate" in detail else "no_tls"
     if detail.startswith(("HTTP status 401", "HTTP status 403")):
         return "unauthorised"
     return "status" if detail.startswith("HTTP status") else "unreachable"

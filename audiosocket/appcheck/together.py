@@ -32,7 +32,7 @@ def judge_together(traces: Sequence[Trace], case: Case, spoken: dict[int, Sample
     """What is wrong with calls at once."""
     calls = at_once(traces)
     refused = [trace for trace in calls if trace.refusal is not None]
-    if refused and any(trace.refusal is None for trace in traces):
+    if 0 < len(refused) < len(calls):
         assert refused[0].refusal is not None
         seen = f"{len(refused)} of {len(calls)} calls at once were refused: {refused[0].refusal.detail}"
         yield finding(case.dialect, "refused_together", seen, refused)

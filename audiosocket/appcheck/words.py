@@ -108,7 +108,7 @@ def _hangup(trace: Trace) -> str:
     if trace.closing is None:
         return "the caller did not get to hang up"
     if trace.closing.farewell is Farewell.ANSWERED:
-        return f"closes within {trace.closing.seconds * 1000:.0f} ms"
+        return f"closes within {max(1, round(trace.closing.seconds * 1000))} ms"
     if trace.closing.farewell is Farewell.DROPPED:
         return "ends the connection without a close frame"
     return f"does not close: the connection was cut after {trace.closing.seconds:.0f} s"
@@ -116,10 +116,12 @@ def _hangup(trace: Trace) -> str:
 
 def _together(traces: Sequence[Trace]) -> str:
     connected = [trace for trace in traces if trace.refusal is None]
-    answered = [trace for trace in connected if any(turn.response_ms is not None for turn in turns(trace))]
-    times = Spread.of(turn.response_ms for trace in answered for turn in turns(trace) if turn.response_ms is not None)
-    after = "" if times is None else f", after {milliseconds(times)}"
-    return f"{len(connected)} of {len(traces)} calls open, {len(answered)} answered{after}"
+    taken = [turn for trace in connected for turn in turns(trace)]
+    times = Spread.of(turn.response_ms for turn in taken if turn.response_ms is not None)
+    over = sum(turn.over for turn in taken)
+    spoken = f"; in {over} it spoke while the caller did" if over else ""
+    answered = "0 answered" if times is None else f"{times.count} answered, after {milliseconds(times)}"
+    return f"{len(connected)} of {len(traces)} calls open, {answered}{spoken}"
 
 
 _WORDS: dict[str, Callable[[Trace], str]] = {

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from audiosocket import g711
 from tests.live import ECHO, REFUSED, SCRIPTED, SHORT, SLOW, Live, live_system
+from tests.replying import Replying
 from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
 from tools.audio import g711 as formula
@@ -160,6 +161,45 @@ async def test_barge_in_silences_the_caller(live: Live) -> None:
     await call.hang_up()
 
 
+async def test_the_response_time_is_the_applications_delay(live: Live) -> None:
+    app = Replying(tone(620, 0.5).astype("<i2").tobytes(), [700, 400])
+    live.app.behave = app.behave
+    call = live.ulaw.call(SCRIPTED, caller())
+    await call.answered()
+    await until(lambda: live.app.sockets, "stream")
+    await asyncio.sleep(0.5)
+    waited = []
+    for number in (1, 2):
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        call.peer.play(tone(440, 1))
+        await until(lambda number=number: len(app.took_ms) == number, "reply")
+        await asyncio.sleep(1)
+        heard = call.peer.received_pcm(start=began, seconds=3).astype(int)
+        waited.append(np.flatnonzero(np.abs(heard) > 2000)[0] / 8 - 1000)
+    row = await live.record(call, ended=False)
+    status, watched = await trunkbridge(live, "calls", "watch", "--count", "1")
+    assert status == 0
+    await call.hang_up()
+    row = await live.record(call)
+    media = row.media
+    assert media is not None
+    for told, took in zip((media.response_ms["p50"], media.response_ms["max"]), sorted(app.took_ms), strict=True):
+        assert abs(told - took) <= 20, (media.response_ms, app.took_ms)
+    # What the caller waits for is more, by the way to the worker and back.
+    for told, wait in zip((media.response_ms["max"], media.response_ms["p50"]), waited, strict=True):
+        assert -20 <= wait - told <= 150, (media.response_ms, waited)
+    assert (media.turns, media.unanswered_turns, media.interruptions, media.both_talk_ms) == (2, 0, 0, 0)
+    assert abs(media.caller_talk_ms - 2000) <= 80
+    assert abs(media.app_talk_ms - 1000) <= 40
+    shown = f"{media.response_ms['p50']}/{media.response_ms['p95']}"
+    assert shown in watched
+    status, output = await trunkbridge(live, "calls", "show", row.call_id)
+    assert status == 0
+    assert "  turns: 2, 0 unanswered, 0 interrupted\n" in output
+    assert f"  response time: p50 {media.response_ms['p50']} ms, " in output
+
+
 async def test_the_caller_hangs_up(live: Live) -> None:
     call = await talking(live)
     await call.hang_up()
@@ -287,7 +327,8 @@ async def test_calls_show_prints_the_whole_story(live: Live) -> None:
     status, output = await trunkbridge(live, "calls", "show", row.call_id)
     assert status == 0
     # Controller and worker tell it side by side: each in its own order.
-    for told in (("arrived", "placed", "answered", "bridged", "caller_gone", "settled"), ("app_connected", "ended")):
+    controller = ("arrived", "placed", "answered", "bridged", "caller_gone", "settled")
+    for told in (controller, ("media_app_connected", "media_ended")):
         positions = [output.index(text) for text in told]
         assert positions == sorted(positions)
     assert "result: success, caller_hangup" in output

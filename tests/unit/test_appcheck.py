@@ -95,6 +95,7 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
         ("app_refused", "HTTP status 403 instead of 101", "unauthorised"),
         ("app_refused", "HTTP status 502 instead of 101", "status"),
         ("app_refused", "TLS certificate refused: certificate has expired", "certificate"),
+        ("app_refused", "TLS failed: WRONG_VERSION_NUMBER", "no_tls"),
         ("app_refused", "Connection refused", "unreachable"),
         ("app_timeout", "no WebSocket within 10 s", "handshake_timeout"),
         ("app_protocol_error", "handshake: malformed header", "handshake_broken"),
@@ -464,7 +465,10 @@ def test_every_scenario_has_words() -> None:
         (["ws://h/", "--credentials-file", "/nonexistent"], "does not exist"),
         (["ws://h/", "--json", "/nonexistent/report.json"], "no such folder"),
         (["ws://k:t@h/", "--credentials-file", "FILE"], "give one of them"),
-        (["ws://h/", "--credentials-file", "EMPTY"], "expected one line"),
+        (["ws://h/", "--credentials-file", "EMPTY"], "exactly one non-empty line"),
+        (["ws://h/", "--parameter", "=x"], "expected KEY=VALUE"),
+        (["ws://h/", "--speech", "EMPTY"], "not readable as a WAV file"),
+        (["wss://h/?a=b", "--dialect", "twilio"], "neither credentials nor a query"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], complaint: str, tmp_path: Path) -> None:

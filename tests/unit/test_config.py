@@ -116,7 +116,7 @@ def test_the_sections_that_a_gateway_skips_are_those_of_the_control_plane() -> N
 def test_loaded_settings_do_not_change(write: Write) -> None:
     config = load(write(TEXT))
     with pytest.raises(ValueError, match="frozen"):
-        config.node = "other"
+        config.node = "other"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -224,9 +224,9 @@ def test_unknown_keys_at_every_depth(write: Write) -> None:
     text = changed(
         (("asterix",), {}),
         (("asterisk", "port"), 1),
-        (("asterisk", "ari", "pasword"), "hunter2-ari"),
+        (("asterisk", "ari", "passwords"), "hunter2-ari"),
         (("trunks", "carrier-ulaw", "codec"), "ulaw"),
-        (("routes", 1, "apllication"), "echo"),
+        (("routes", 1, "app"), "echo"),
         (("gateway", "a\x1b[2Jb\nc"), 1),
     )
     lines = refusal(write(text)).split("\n")
@@ -235,17 +235,17 @@ def test_unknown_keys_at_every_depth(write: Write) -> None:
     )
     assert [line.split(": ")[1] for line in lines] == [
         "gateway.a\\x1b[2Jb c",
-        "asterisk.ari.pasword",
+        "asterisk.ari.passwords",
         "asterisk.port",
         "trunks.carrier-ulaw.codec",
-        "routes[1].apllication",
+        "routes[1].app",
         "asterix",
     ]
 
 
 def test_a_gateway_refuses_a_misspelt_section(write: Write) -> None:
-    assert refusal(write(TEXT.replace("gateway:", "gatway:")), load_node) == (
-        "FILE: gatway: unknown key: remove it, or correct its spelling (see docs/configuration.md)"
+    assert refusal(write(TEXT.replace("gateway:", "gateways:")), load_node) == (
+        "FILE: gateways: unknown key: remove it, or correct its spelling (see docs/configuration.md)"
     )
 
 

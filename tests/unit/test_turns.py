@@ -387,11 +387,10 @@ def test_frames_faster_than_real_time_are_not_more_speech_than_time() -> None:
     turns = Turns("ulaw", TurnTimes())
     for at in range(1, 41):
         turns.heard = encoded("ulaw", SPEECH)
-        turns.hear_more(encoded("ulaw", SPEECH))
-        turns.tick(at, None)
-    assert turns.caller_ticks == 41
-    turns.end(40)
-    assert turns.turns == 1
+        for _ in range(2):
+            turns.hear_more(encoded("ulaw", SPEECH))
+        turns.tick(at, PLAYED)
+    assert (turns.caller_ticks, turns.app_ticks, turns.both_ticks) == (42, 40, 40)
 
 
 def test_a_flood_of_frames_is_bounded() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ _claims: list[socket.socket] = []
 
 
 def free_ports(count: int) -> range:
-    """`count` consecutive ports on which nobody listens, TCP or UDP, claimed for the life of this process.
+    """`count` consecutive ports on which nobody listens, TCP or UDP, claimed for the life of this process (or see
+    `claims_released`).
 
     Raises `OSError` when there is no such range.
     """
@@ -41,6 +44,18 @@ def free_ports(count: int) -> range:
         for claim in claims:
             claim.close()
     raise OSError(f"no {count} consecutive free ports from {_FIRST_PORT} to {_LAST_PORT}: end what listens there")
+
+
+@contextmanager
+def claims_released() -> Iterator[None]:
+    """Gives back, at the end, what `free_ports` has claimed inside."""
+    before = len(_claims)
+    try:
+        yield
+    finally:
+        for claim in _claims[before:]:
+            claim.close()
+        del _claims[before:]
 
 
 def _claim(first: int, claims: list[socket.socket]) -> bool:
