@@ -60,10 +60,10 @@ class NoiseFloor:
     def __init__(self, media_format: str) -> None:
         self._quiet = QUIET[media_format]
         self._steps = STEPS[media_format]
-        self._before = -1  # a quiet line until it is known better, so that the first word is heard
+        self._before = LEAST_ON - 1  # as noisy as a line may be whose noise is never speech, until it is known better
         self._least = len(LEVELS)
         self._window_end = 0
-        self._settle(-1)
+        self._settle(self._before)
 
     def look(self, at: int, frame: bytes) -> bool:
         """Takes a frame into account. True when all that has been taken for speech lately was a steady sound."""
