@@ -11,12 +11,11 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import parse_qsl
 
 from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, model_validator
 
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
-from audiosocket.settings import ExotelOptions, HostPort, NodeSettings, TwilioOptions, split_url
+from audiosocket.settings import ExotelOptions, HostPort, NodeSettings, TwilioOptions, query_parameters, split_url
 
 MAX_CUSTOM_PARAMETERS = 3
 MAX_CUSTOM_PARAMETER_CHARACTERS = 256
@@ -197,7 +196,7 @@ class ExotelApplication(_Application):
 
     @model_validator(mode="after")
     def _few(self) -> ExotelApplication:
-        given = dict(parse_qsl(split_url(self.url).query, keep_blank_values=True)) | self.custom_parameters
+        given = query_parameters(self.url) | self.custom_parameters
         if len(given) > MAX_CUSTOM_PARAMETERS:
             raise ValueError(
                 f"custom_parameters and the URL's query are {len(given)} parameters together: Exotel allows"

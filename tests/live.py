@@ -101,13 +101,11 @@ async def live_system(
     slow = await asyncio.start_server(_never_answer, "127.0.0.1", 0)
     slow_port = slow.sockets[0].getsockname()[1]
     scripted = f"ws://127.0.0.1:{app_port}/bot"
-    echo_port, closed_port, conversation_port = free_ports(3)
+    (closed_port,) = free_ports(1)
     own: dict[str, Any] = {
         "applications": {
             "scripted": {"url": scripted},
             "short": {"url": scripted, "message_max_bytes": 4096},
-            "echo": {"url": f"ws://127.0.0.1:{echo_port}/"},
-            "conversation": {"url": f"ws://127.0.0.1:{conversation_port}/"},
             "refused": {"url": f"ws://127.0.0.1:{closed_port}/"},
             "slow": {"url": f"ws://127.0.0.1:{slow_port}/", "connect_timeout_seconds": 0.5},
         },

@@ -85,13 +85,14 @@ def local_config(base: Path, folder: Path, *, calls: int = 20, changes: dict[str
     RTP ports suffice for `calls` SIP legs at once. `changes` are merged in last, mapping by mapping; lists and other
     values replace. Raises `ConfigError` when `base` cannot be read, `OSError` when there are no ports.
     """
+    data = read_yaml(base)
+    applications = list(data.get("applications") or {})
     workers = 4
-    fixed = 3 + 2 * workers
+    fixed = 3 + 2 * workers + len(applications)
     rtp = 4 * calls
     ports = free_ports(fixed + 1 + rtp)
     ari, ami, sip, first_worker = ports[0], ports[1], ports[2], ports[3]
     first_rtp = ports[fixed] + ports[fixed] % 2
-    data = read_yaml(base)
     own: dict[str, Any] = {
         "state_dir": str(folder.absolute() / "state"),
         "asterisk": {
@@ -101,6 +102,10 @@ def local_config(base: Path, folder: Path, *, calls: int = 20, changes: dict[str
             "rtp": {"first": first_rtp, "last": first_rtp + rtp - 1},
         },
         "phones": {name: {"password": _secret(folder, f"phone-{name}")} for name in data.get("phones") or {}},
+        "applications": {
+            name: {"url": f"ws://127.0.0.1:{ports[3 + 2 * workers + number]}/"}
+            for number, name in enumerate(applications)
+        },
         "gateway": {
             "listen": f"127.0.0.1:{first_worker}",
             "status_listen": f"127.0.0.1:{first_worker + workers}",
