@@ -81,7 +81,7 @@ async def run(options: Options) -> Outcome:
                 played = len(seen.arrived)
                 counts = (seen.silence, seen.altered, seen.reordered, seen.closed)
                 after = await worker.counters()
-                pauses = await clock.stop()
+                await clock.stop()
                 for task in speaking:
                     task.cancel()
         finally:
@@ -94,6 +94,7 @@ async def run(options: Options) -> Outcome:
         if last > first >= 0
     ]
     silence, altered, reordered, closed = counts
+    pauses = clock.pauses()
     errors = [line.error_percent for line in lines]
     p50, p99, p999 = spread(gaps, 50, 99, 99.9)
     rows: list[tuple[Value, ...]] = [

@@ -38,7 +38,7 @@ class Pauses:
 
 
 class ReferenceClock:
-    """The clock as a process of its own: `start`, and `stop` for what it saw."""
+    """The clock as a process of its own: `start`, `stop`, and `pauses` for what it saw."""
 
     def __init__(self, folder: Path, core: int | None) -> None:
         argv = [sys.executable, "-m", "tools.bench.reference_clock", *([] if core is None else [str(core)])]
@@ -49,9 +49,12 @@ class ReferenceClock:
         self._process.log_file.unlink(missing_ok=True)
         await self._process.start()
 
-    async def stop(self) -> Pauses:
-        """Ends the clock."""
+    async def stop(self) -> None:
+        """Ends the clock. May be called at any time, and twice."""
         await self._process.stop()
+
+    def pauses(self) -> Pauses:
+        """What it saw. To be asked after its end."""
         return Pauses(**json.loads(self._process.text().splitlines()[-1]))
 
 

@@ -101,11 +101,12 @@ async def _measure(calls: int, seconds: float, cores: tuple[int, int] | None, op
                 generator.quieten()
                 await asyncio.sleep(UNDER_WAY_SECONDS)
                 after = await worker.counters()
-                pauses = await clock.stop()
+                await clock.stop()
         finally:
             generator.stop()
             await worker.stop()
             await clock.stop()
+    pauses = clock.pauses()
     dropped = difference(before, after, "media_frames_dropped")
     rtt50, rtt99 = spread([trip * 1000 for trip in seen.round_trips], 50, 99)
     gap99, gap999 = spread([gap * 1000 for gap in seen.gaps], 99, 99.9)
