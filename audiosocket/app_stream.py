@@ -23,6 +23,7 @@ MAX_UNSENT_BYTES = 131_072
 EYEBALLS_SECONDS = 0.25
 """How long one address of a name may keep the next one waiting (RFC 8305)."""
 _READ_BUFFER_BYTES = 4096
+_TEXT = picows.WSMsgType.TEXT  # an attribute of an enumeration costs a look-up a frame
 
 
 class StreamOwner(Protocol):
@@ -66,7 +67,7 @@ class AppStream(picows.WSListener):
         """Sends one text message. After the end it does nothing."""
         transport = self._transport
         if transport is not None and not transport.is_disconnected:
-            transport.send(picows.WSMsgType.TEXT, message)
+            transport.send(_TEXT, message)
 
     async def wait_closed(self) -> tuple[str, str]:
         """Waits for the end of the connection; returns (reason, detail) in the words of `callspec.EndReason`."""
@@ -113,7 +114,7 @@ class AppStream(picows.WSListener):
             self._fail(
                 "app_protocol_error", 1002, "reserved bit set, no extension was agreed on (RFC 6455 section 5.2)"
             )
-        elif kind == picows.WSMsgType.TEXT and frame.fin and not self._fragments:
+        elif kind == _TEXT and frame.fin and not self._fragments:
             self._owner.app_text(frame.get_payload_as_bytes())
         elif kind == picows.WSMsgType.CLOSE:
             self._peer_close(transport, frame)
