@@ -2,7 +2,8 @@
 
 The actor performs what the state machine asks for and turns outcomes, events of Asterisk, timers and orders into the
 machine's triggers. It never decides from memory what Asterisk does: a channel counts as alive until Asterisk says that
-it is destroyed.
+it is destroyed. Every point at which a call's set-up or end may be interrupted is to be read in one place, hence the
+length of this module.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ari_app.ari.errors import AriConflict, AriError, AriInvalid, AriMalformed, 
 from ari_app.call import ending
 from ari_app.call.machine import OVER, SETTING_UP, Action, CallMachine, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted
+from ari_app.controller.spec import call_spec
 from ari_app.controller.story import Story, now
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import BridgeId, CallId, ChannelId, LegUuid, bridge_id, media_channel_id, new_leg_uuid
@@ -30,7 +32,7 @@ from ari_app.fleet.leases import Leases
 from ari_app.settings import ControllerSettings
 from ari_app.store.present import Present
 from ari_app.store.records import CallRow
-from audiosocket.callspec import CallReport, CallSpec, WorkerInfo, report_stream
+from audiosocket.callspec import CallReport, WorkerInfo
 
 INBOX_MESSAGES = 128
 """A call has some thirty events in its life; more than this at once is a fault, and is reconciled."""
@@ -292,7 +294,10 @@ class CallActor:
             subscribed = asyncio.ensure_future(self._services.ari.subscribe(self.caller_channel))
             try:
                 self._worker = await self._services.leases.acquire(self.call_id)
-                await self._services.present.put_spec(self._spec(admission))
+                created_ms = time.time_ns() // 1_000_000
+                seconds = self._services.settings.spec_seconds
+                spec = call_spec(row, admission, self._leg_uuid, created_ms, seconds)
+                await self._services.present.put_spec(spec)
             finally:
                 await asyncio.gather(subscribed, return_exceptions=True)
             subscribed.result()
@@ -308,35 +313,6 @@ class CallActor:
             caller_channel_id=row.caller_channel_id,
         )
         return Message(Trigger.PLACED, detail=self._worker.worker_id)
-
-    def _spec(self, admission: Admission) -> CallSpec:
-        row = self._story.row
-        application = admission.application
-        created_ms = time.time_ns() // 1_000_000
-        secret = application.handshake_secret()
-        return CallSpec(
-            call_id=self.call_id,
-            leg_uuid=self._leg_uuid,
-            call_sid=row.call_sid,
-            stream_sid=row.stream_sid or "",
-            account_sid=application.account_sid,
-            application=admission.application_name,
-            url=application.url,
-            credentials="" if secret is None else secret.get_secret_value(),
-            dialect=application.dialect,
-            dialect_options=application.dialect_options.model_dump(exclude_unset=True),
-            caller=admission.caller,
-            callee=admission.callee,
-            custom_parameters=application.custom_parameters,
-            media_format=admission.media_format,
-            connect_timeout_seconds=application.connect_timeout_seconds,
-            connect_attempts=application.connect_attempts,
-            playout_max_seconds=application.playout_max_seconds,
-            message_max_bytes=application.message_max_bytes,
-            report_stream=report_stream(self._services.node),
-            created_at_ms=created_ms,
-            expires_at_ms=created_ms + round(self._services.settings.spec_seconds * 1000),
-        )
 
     async def _answer(self) -> Message | None:
         try:

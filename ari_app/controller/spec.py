@@ -1,0 +1,37 @@
+"""The call spec of an admitted call: what the worker is told, from the record, the route and the application."""
+
+from __future__ import annotations
+
+from ari_app.call.routing import Admission
+from ari_app.domain.ids import LegUuid
+from ari_app.store.records import CallRow
+from audiosocket.callspec import CallSpec, report_stream
+
+
+def call_spec(row: CallRow, admission: Admission, leg_uuid: LegUuid, created_ms: int, valid_seconds: float) -> CallSpec:
+    """The spec of one media leg, good for `valid_seconds` from `created_ms` (Unix time in ms)."""
+    application = admission.application
+    secret = application.handshake_secret()
+    return CallSpec(
+        call_id=row.call_id,
+        leg_uuid=leg_uuid,
+        call_sid=row.call_sid,
+        stream_sid=row.stream_sid or "",
+        account_sid=application.account_sid,
+        application=admission.application_name,
+        url=application.url,
+        credentials="" if secret is None else secret.get_secret_value(),
+        dialect=application.dialect,
+        dialect_options=application.dialect_options.model_dump(exclude_unset=True),
+        caller=admission.caller,
+        callee=admission.callee,
+        custom_parameters=application.custom_parameters,
+        media_format=admission.media_format,
+        connect_timeout_seconds=application.connect_timeout_seconds,
+        connect_attempts=application.connect_attempts,
+        playout_max_seconds=application.playout_max_seconds,
+        message_max_bytes=application.message_max_bytes,
+        report_stream=report_stream(row.node),
+        created_at_ms=created_ms,
+        expires_at_ms=created_ms + round(valid_seconds * 1000),
+    )
