@@ -11,11 +11,20 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import parse_qs
 
 from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, model_validator
 
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
-from audiosocket.settings import ExotelOptions, HostPort, NodeSettings, TwilioOptions, query_parameters, split_url
+from audiosocket.settings import (
+    RESERVED_PARAMETERS,
+    ExotelOptions,
+    HostPort,
+    NodeSettings,
+    TwilioOptions,
+    query_parameters,
+    split_url,
+)
 
 MAX_CUSTOM_PARAMETERS = 3
 MAX_CUSTOM_PARAMETER_CHARACTERS = 256
@@ -192,6 +201,15 @@ class ExotelApplication(_Application):
     def _not_twilio(cls, value: str) -> str:
         if value.upper().startswith("AC") and len(value) == 34:
             raise ValueError("looks like a Twilio account id, which applications take for Twilio's protocol")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _eight_kilohertz(cls, value: str) -> str:
+        for name in sorted(RESERVED_PARAMETERS):
+            if parse_qs(split_url(value).query).get(name, ["8000"]) != ["8000"]:
+                # An application that takes its rate from here would be played at half its speed.
+                raise ValueError(f"{name} in the URL asks for another rate, and only 8000 is carried: remove it")
         return value
 
     @model_validator(mode="after")

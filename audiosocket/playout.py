@@ -219,7 +219,7 @@ class Playout:
                 return
             self._baseline = standing
             self._budget = 0
-        self._budget = min(self._budget + frames, 3 * MAX_STALL_FRAMES)
+        self._budget = min(self._budget + min(frames, MAX_STALL_FRAMES), 3 * MAX_STALL_FRAMES)
         self._recovering = RECOVERY_TICKS
         self._settle = 0
         self._excess = 0

@@ -679,3 +679,15 @@ def test_any_bytes_are_read_or_a_clear_error(write: Write, content: bytes) -> No
     with pytest.raises(ConfigError):
         load_node(path)
     assert os.path.getsize(path) == len(content)
+
+
+@pytest.mark.parametrize(
+    ("query", "good"), [("sample-rate=8000", True), ("sample-rate=16000", False), ("sample_rate=24000&a=1", False)]
+)
+def test_a_sample_rate_that_is_not_carried_is_refused(query: str, good: bool) -> None:
+    data = {"url": f"wss://bot.example/voice?{query}"}
+    if good:
+        assert ExotelApplication.model_validate(data).url.endswith(query)
+    else:
+        with pytest.raises(ValueError, match="only 8000 is carried"):
+            ExotelApplication.model_validate(data)
