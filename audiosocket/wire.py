@@ -13,9 +13,8 @@ KIND_HANGUP = 0x00
 KIND_UUID = 0x01
 KIND_DTMF = 0x03
 KIND_AUDIO = 0x10
-"""Signed linear 8 kHz from us; from Asterisk also G.711, when the channel was created with `format=ulaw|alaw`."""
-KIND_AUDIO_LAST = 0x18
-"""0x11 to 0x18 are signed linear at 12 to 192 kHz."""
+"""Signed linear 8 kHz from us; from Asterisk also G.711, when the channel was created with `format=ulaw|alaw`. 0x11 to
+0x18 are signed linear at 12 to 192 kHz."""
 KIND_ERROR = 0xFF
 
 HEADER_BYTES = 3

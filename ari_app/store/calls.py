@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
@@ -46,7 +45,7 @@ def _event(record: asyncpg.Record) -> CallEvent:
 
 
 class CallStore:
-    """Reads, and the closing of calls whose controller is gone. Every method raises `StoreUnavailable`."""
+    """Reads. Every method raises `StoreUnavailable`."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
@@ -122,40 +121,3 @@ class CallStore:
         query = f"SELECT {_CALL_COLUMNS} FROM calls WHERE node = $1 AND ended_at IS NULL ORDER BY created_at"  # noqa: S608
         with unavailable():
             return [_call(record) for record in await self._pool.fetch(query, node)]
-
-    async def close_orphans(
-        self,
-        node: str,
-        *,
-        keep: Collection[str],
-        created_before: datetime,
-        at: datetime,
-        state: str,
-        result: str,
-        reason: str,
-        source: str,
-    ) -> list[CallRow]:
-        """Close the open calls of `node` that are not in `keep`, each with an event `orphan_closed`; the closed calls.
-
-        `created_before` is when the channels were listed: a call that began later cannot have been among them.
-        """
-        query = f"""
-            WITH open AS (
-                SELECT call_id, state FROM calls
-                WHERE node = $1 AND ended_at IS NULL AND call_id <> ALL($2::uuid[]) AND created_at < $3
-                FOR UPDATE
-            ), closed AS (
-                UPDATE calls SET ended_at = $4, state = $5, result = $6, reason = $7
-                FROM open WHERE calls.call_id = open.call_id
-                RETURNING calls.*
-            ), told AS (
-                INSERT INTO call_events (call_id, source, seq, at, event, from_state, to_state, cause)
-                SELECT call_id, $8, 0, $4, 'orphan_closed', state, $5, $7 FROM open
-                ON CONFLICT DO NOTHING
-            )
-            SELECT {_CALL_COLUMNS} FROM closed ORDER BY created_at
-        """  # noqa: S608 - names of our own fields
-        ids = [UUID(call_id) for call_id in keep]
-        values = (node, ids, created_before, at, state, result, reason, source)
-        with unavailable():
-            return [_call(record) for record in await self._pool.fetch(query, *values)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -88,39 +87,6 @@ async def test_get_by_id_sid_and_prefix(store):
 
 async def test_open_calls_of_a_node(store):
     assert await store.open_calls("n1") == [ROWS[0], ROWS[3]]
-
-
-async def test_orphans_are_closed_once_with_their_story(store):
-    ended = T0 + timedelta(hours=1)
-
-    async def close():
-        return await store.close_orphans(
-            "n1",
-            keep=[ROWS[3].call_id],
-            created_before=ended,
-            at=ended,
-            state="ended",
-            result="indeterminate",
-            reason="controller_restart",
-            source="run-1",
-        )
-
-    closed = replace(ROWS[0], state="ended", ended_at=ended, result="indeterminate", reason="controller_restart")
-    assert await close() == [closed]
-    assert await close() == []
-    assert await store.get_call(ROWS[0].call_id) == closed
-    (told,) = await store.events(ROWS[0].call_id)
-    assert (told.event, told.from_state, told.to_state, told.at) == ("orphan_closed", "connected", "ended", ended)
-    assert await store.open_calls("n1") == [ROWS[3]]
-    assert await store.open_calls("n2") == [ROWS[2]]
-
-
-async def test_a_call_that_began_after_the_channels_were_listed_is_no_orphan(store):
-    before = ROWS[0].created_at
-    closed = await store.close_orphans(
-        "n1", keep=[], created_before=before, at=T0, state="ended", result="r", reason="r", source="s"
-    )
-    assert closed == []
 
 
 async def test_without_postgres(tmp_path):
