@@ -6,13 +6,13 @@ import ipaddress
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import click
 import uvloop
 from click.core import ParameterSource
 
-from audiosocket.callspec import CallSpec, MediaFormat, masked_url
+from audiosocket.address import ACCOUNT_SIDS, split_address
+from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.dialects import DIALECTS
 from audiosocket.errors import ConfigError
 from audiosocket.registry import open_registry
@@ -24,8 +24,6 @@ from audiosocket.sources import CallSource, RegistrySource, StandaloneSource
 from audiosocket.worker import Worker, WorkerOptions
 
 _STANDALONE_DRAIN_SECONDS = 5.0
-_ACCOUNT_SIDS = {"exotel": "trunkbridge", "twilio": "AC" + "0" * 32}
-"""What a standalone worker's calls belong to, in the form that each platform has."""
 
 
 @click.command()
@@ -151,32 +149,17 @@ def _standalone_options(listen: str, capacity: int) -> WorkerOptions:
 
 
 def _template(url: str, dialect: str, token_path: Path | None, media_format: MediaFormat) -> CallSpec:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise click.UsageError(f"--app {masked_url(url)}: expected ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH")
-    credentials = _auth_token(dialect, token_path)
-    if dialect == "twilio":
-        if parts.username is not None or "?" in url:
-            raise click.UsageError(
-                f"--app {masked_url(url)}: Twilio allows neither credentials nor a query in a stream's URL: remove them"
-            )
-    elif parts.username is not None:
-        # As the hosted platform does: credentials leave the URL and become an Authorization header.
-        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        parts = parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1])
+    token = _auth_token(dialect, token_path)
+    address, credentials = split_address(url, dialect, "--app")
     return CallSpec(
         call_id="",
         leg_uuid="",
         call_sid="",
         stream_sid="",
-        account_sid=_ACCOUNT_SIDS[dialect],
+        account_sid=ACCOUNT_SIDS[dialect],
         application="standalone",
-        url=urlunsplit(parts),
-        credentials=credentials,
+        url=address,
+        credentials=token or credentials,
         dialect=dialect,
         caller="",
         callee="",

@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import click
 import uvloop
@@ -16,6 +15,7 @@ from msgspec.structs import replace as replace_struct
 from rich.console import Console
 
 from audiosocket import __version__
+from audiosocket.address import ACCOUNT_SIDS, split_address
 from audiosocket.appcheck.check import Outcome, check
 from audiosocket.appcheck.findings import Severity
 from audiosocket.appcheck.report import Screen, as_json, show
@@ -27,8 +27,6 @@ from audiosocket.errors import ConfigError
 from audiosocket.runtime.config import secret_file
 
 _PACE = Pace()
-_ACCOUNT_SIDS = {"exotel": "trunkbridge", "twilio": "AC" + "0" * 32}
-"""In the form that each platform has."""
 
 
 @click.command()
@@ -94,7 +92,7 @@ def appcheck(
 
     Exit codes: 0 nothing is wrong, 1 something is, 2 wrong usage.
     """
-    address, credentials = _address(url, dialect)
+    address, credentials = split_address(url, dialect)
     if credentials and credentials_file is not None:
         raise click.UsageError("the URL carries credentials and --credentials-file does too: give one of them")
     spec = CallSpec(
@@ -102,7 +100,7 @@ def appcheck(
         leg_uuid="",
         call_sid="",
         stream_sid="",
-        account_sid=_ACCOUNT_SIDS[dialect],
+        account_sid=ACCOUNT_SIDS[dialect],
         application="appcheck",
         url=address,
         credentials=credentials,
@@ -154,27 +152,6 @@ def _play(console: Console, spec: CallSpec, names: list[str], pace: Pace, record
         raise click.exceptions.Exit(130) from None
     finally:
         screen.quiet()
-
-
-def _address(url: str, dialect: str) -> tuple[str, str]:
-    """The URL without credentials, and these. Raises `click.UsageError`."""
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise click.UsageError(f"{masked_url(url)}: expected ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH")
-    if dialect == "twilio" and (parts.username is not None or "?" in url):
-        raise click.UsageError(
-            f"{masked_url(url)}: Twilio allows neither credentials nor a query in a stream's URL: use"
-            " --credentials-file and --parameter"
-        )
-    if parts.username is None:
-        return url, ""
-    # As the hosted platform does: credentials leave the URL.
-    bare = urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
-    return bare, f"{unquote(parts.username)}:{unquote(parts.password or '')}"
 
 
 def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
