@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -49,17 +49,27 @@ WORKERS_KEY = f"{KEY_PREFIX}workers"
 """Set of all worker ids ever registered; the registration's own key says who is alive."""
 
 
+def orders_channel(worker_id: str) -> str:
+    """Channel (PUBLISH) on which a worker hears `LegOrder`s as JSON. One that is lost costs a held caller a moment: the
+    first frame of the caller's audio releases too."""
+    return f"{KEY_PREFIX}orders:{worker_id}"
+
+
 def report_stream(node: str) -> str:
-    """Stream on which the controller of a PBX node reads the reports of its calls (field `report`)."""
+    """Stream on which the controller of a PBX node reads the reports of its calls (field `report`) and what is to be
+    known before their end (field `notice`)."""
     return f"{KEY_PREFIX}reports:{node}"
 
 
 class MediaFormat(StrEnum):
-    """The format that Asterisk was asked for on the media leg; what it is sent back is always slin at that rate."""
+    """The format that Asterisk was asked for on the media leg; what it is sent back is always signed linear at the same
+    rate (slin at 8 kHz, slin16, slin24)."""
 
     SLIN = "slin"
     ULAW = "ulaw"
     ALAW = "alaw"
+    SLIN16 = "slin16"
+    SLIN24 = "slin24"
 
 
 class EndReason(StrEnum):
@@ -78,6 +88,14 @@ class EndReason(StrEnum):
     """The application could not be connected: refused, unreachable, TLS failure, or an HTTP status other than 101."""
     APP_TIMEOUT = "app_timeout"
     """The application did not finish the WebSocket handshake in time."""
+    APP_URL_FAILED = "app_url_failed"
+    """The HTTP request that gives the application's URL failed, or what it answered is no URL."""
+    APP_SUSPENDED = "app_suspended"
+    """The application was not dialled: its circuit breaker is open."""
+    APP_SILENT = "app_silent"
+    """The application sent no audio for longer than `first_audio_seconds` or `max_silence_seconds`."""
+    STREAM_LIMIT = "stream_limit"
+    """The stream was as long as it may be (`stream_seconds`)."""
     APP_PROTOCOL_ERROR = "app_protocol_error"
     APP_MESSAGE_TOO_BIG = "app_message_too_big"
     WORKER_STOPPED = "worker_stopped"
@@ -116,6 +134,35 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     connect_attempts: int = 2
     playout_max_seconds: float = 300.0
     message_max_bytes: int = 1_048_576
+    direction: str = "inbound"
+    """Of the call: `inbound` or `outbound`."""
+    one_way: bool = False
+    """The application only listens: it is sent no marks and no digits, and what it sends is ignored."""
+    held: bool = False
+    """The caller has not been answered: nothing is played until a `release` order or the caller's first frame."""
+    first_audio_seconds: float = 0.0
+    """How long the application may take to its first audio, from the stream's start or its release; 0: for ever."""
+    max_silence_seconds: float = 0.0
+    """How long the application may then be silent while the caller is silent too; 0: for ever."""
+    stream_seconds: float = 0.0
+    """The longest that a stream may take; 0: for ever."""
+    fallback_url: str = ""
+    """Dialled when the application has failed; same dialect and options."""
+    fallback_prompt: str = ""
+    """Name of a prompt of the worker's, played when nothing else is left; empty: the three tones of a call that failed,
+    unless the caller is still held."""
+    breaker_failures: int = 0
+    """Failures in a row after which the application is not dialled for `breaker_seconds`; 0: it always is."""
+    breaker_seconds: float = 0.0
+    digits_to_caller: bool = False
+    """Whether the application may send digits to the caller."""
+    callback_url: str = ""
+    """Where the platform tells about the stream's end: Exotel's Passthru, Twilio's statusCallback."""
+    recording: bool = False
+    next: CallSpec | None = None
+    """Takes over on the same media leg when the application has ended the stream."""
+    arrived_at_ms: int = 0
+    """Unix time in ms at which the call reached Asterisk; 0: not known."""
     report_stream: str
     created_at_ms: int
     """Unix time in ms."""
@@ -165,6 +212,10 @@ class MediaFigures(msgspec.Struct, kw_only=True):
     """From the first dial to the WebSocket being open; -1: never open."""
     first_audio_ms: int = -1
     """From the media leg's accept to the first application frame played; -1: none."""
+    setup_app_ms: int = -1
+    """From the INVITE (`arrived_at_ms`) to the first application frame played; -1: none."""
+    setup_caller_ms: int = -1
+    """From the INVITE to the first frame of the caller's audio sent to the application; -1: none."""
     stalls: int = 0
     """Times that this process or the way to Asterisk stood still for 60 ms or more."""
     delay_recovered_ms: int = 0
@@ -201,6 +252,32 @@ class CallReport(msgspec.Struct, frozen=True, kw_only=True):
     ended_at_ms: int
     figures: MediaFigures
     milestones: list[Milestone] = []
+    application: str = ""
+    """The application that carried the stream last: another than the call's own after `next`."""
+    failed: bool = False
+    """Whether the application had failed, whatever the caller then heard in its place."""
+    recording: str = ""
+    """Where the recording is, in the gateway's words (docs/recording.md); empty: there is none."""
+
+
+class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
+    """What the controller is told while the call goes on, on the same stream as the report (field `notice`)."""
+
+    call_id: str
+    leg_uuid: str
+    event: Literal["connected", "speaking", "digits"]
+    """`connected`: the application's stream is open (or what stands in for it can be heard); `speaking`: it has sent its
+    first audio; `digits`: it wants `digits` sent to the caller."""
+    digits: str = ""
+    at_ms: int
+
+
+class LegOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What a controller asks of the worker that carries a leg."""
+
+    leg_uuid: str
+    order: Literal["release"]
+    """`release`: the caller has been answered and is bridged."""
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):

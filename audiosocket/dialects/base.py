@@ -7,7 +7,7 @@ then happens, and the application stream carries the bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from audiosocket.g711 import Encoding
 
@@ -31,7 +31,39 @@ class Ignored:
     reason: str
 
 
-AppMessage = bytes | Mark | Clear | Ignored
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """The application wants digits sent to the caller."""
+
+    digits: str
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A request that the platform makes of the application's other servers. Holds secrets: not for logs."""
+
+    method: str
+    """`GET` or `POST`."""
+    url: str
+    """With its query."""
+    headers: dict[str, str]
+    form: tuple[tuple[str, str], ...] = ()
+    """The body of a POST, `application/x-www-form-urlencoded`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """How a stream ended, for the platform's callback."""
+
+    completed: bool
+    """False: it failed, `error` says how."""
+    ended_by: Literal["caller", "application", "platform"]
+    seconds: float
+    error: str = ""
+    recording: str = ""
+
+
+AppMessage = bytes | Mark | Clear | Digits | Ignored
 """A decoded message of the application; `bytes` is its audio as PCM16 at 8 kHz, whatever the dialect's encoding."""
 
 
