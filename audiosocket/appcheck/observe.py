@@ -51,7 +51,7 @@ class Observer:
             trace.marks.append(Named(at, asked.name))
         elif isinstance(asked, Clear):
             trace.clears.append(at)
-        elif self._kept < KEPT_AUDIO_BYTES:
+        elif isinstance(asked, bytes) and self._kept < KEPT_AUDIO_BYTES:
             self._kept += len(asked)
             trace.media.append(Media(at, asked, len(asked) * self._sample_bytes // 2))
         self._ids(_glance(message))
