@@ -15,7 +15,7 @@ from rich.console import Console
 from audiosocket.errors import ConfigError
 from tools.asterisk.install import AsteriskUnavailable
 from tools.asterisk.instance import AsteriskFailed
-from tools.bench import calls50, freeze, machine, rate50, rate_accuracy, report, transcode, worker
+from tools.bench import calls50, freeze, machine, rate50, rate_accuracy, report, setup, transcode, worker
 from tools.bench.options import Options
 from tools.process import ProcessFailed
 from tools.sip.sipp import SippError
@@ -32,6 +32,7 @@ BENCHMARKS = {
     "transcode": _Benchmark(transcode.run, transcode.limit_seconds),
     "worker": _Benchmark(worker.run, worker.limit_seconds),
     "freeze": _Benchmark(freeze.run, freeze.limit_seconds),
+    "setup": _Benchmark(setup.run, setup.limit_seconds),
     "calls50": _Benchmark(calls50.run, calls50.limit_seconds),
     "rate50": _Benchmark(rate50.run, rate50.limit_seconds),
     "rate_accuracy": _Benchmark(rate_accuracy.run, rate_accuracy.limit_seconds),
@@ -56,7 +57,7 @@ def main(
     calls: tuple[int, ...],
     profile: bool,
 ) -> None:
-    """Measure. Names: transcode, worker, freeze, calls50, rate50, rate_accuracy; without one, all in this order."""
+    """Measure: transcode, worker, freeze, setup, calls50, rate50, rate_accuracy; without a name, all in this order."""
     options = Options(FOLDER, seconds, rate, minutes, calls, profile)
     # Wide enough for every table when the output is a file.
     console = Console(width=None if sys.stdout.isatty() else 200)

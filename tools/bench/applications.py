@@ -21,8 +21,8 @@ BURST_SECONDS = 30
 _FRAMES_PER_SECOND = 50
 
 
-class _Stream(picows.WSListener):
-    """What both have in common."""
+class Stream(picows.WSListener):
+    """What they have in common."""
 
     def __init__(self) -> None:
         self.transport: picows.WSTransport | None = None
@@ -42,27 +42,35 @@ class _Stream(picows.WSListener):
                 start = json.loads(message)
                 self._head = b'{"event":"media","stream_sid":"%b","media":{"payload":"' % start["stream_sid"].encode()
                 self.call_sid = start["start"]["call_sid"]
+                self.started()
         elif frame.msg_type == picows.WSMsgType.CLOSE:
             transport.send_close(picows.WSCloseCode.OK)
             transport.disconnect()
+
+    def started(self) -> None:
+        """The start message has come."""
 
     def media(self, payload: bytes) -> None:
         """20 ms of the caller, base64."""
 
     def say(self, payload: bytes) -> None:
         """Send PCM16, as base64."""
+        self.send(self._head + payload + b'"}}')
+
+    def send(self, message: bytes) -> None:
+        """Send any message."""
         if self.transport is not None and not self.transport.is_disconnected:
-            self.transport.send(picows.WSMsgType.TEXT, self._head + payload + b'"}}')
+            self.transport.send(picows.WSMsgType.TEXT, message)
 
 
-class Echo(_Stream):
+class Echo(Stream):
     """Sends every message of the caller's back at once."""
 
     def media(self, payload: bytes) -> None:
         self.say(payload)
 
 
-class Talker(_Stream):
+class Talker(Stream):
     """Speaks marked frames without a pause, in bursts far ahead of their playing."""
 
     def __init__(self) -> None:
@@ -80,7 +88,7 @@ class Talker(_Stream):
 
 
 @asynccontextmanager
-async def serve(make: Callable[[], _Stream]) -> AsyncIterator[str]:
+async def serve(make: Callable[[], Stream]) -> AsyncIterator[str]:
     """Listens on a free port of loopback; the URL to dial."""
     server = await picows.ws_create_server(lambda request: make(), "127.0.0.1", 0)
     try:

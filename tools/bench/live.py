@@ -17,7 +17,7 @@ from ari_app.ari.client import AriClient
 from ari_app.fleet.leases import Leases
 from ari_app.store.records import CallRow
 from audiosocket.runtime.stores import open_redis, resolve
-from tools.asterisk.local import free_ports, local_config
+from tools.asterisk.local import free_ports, local_config, merge
 from tools.asterisk.provide import provide
 from tools.system import System
 
@@ -28,8 +28,10 @@ SETTLE_SECONDS = 15.0
 
 
 @asynccontextmanager
-async def live_system(folder: Path, calls: int) -> AsyncIterator[System]:
-    """A system that carries `calls` at once. Raises what `System.start` and `provide` raise."""
+async def live_system(folder: Path, calls: int, more: dict[str, Any] | None = None) -> AsyncIterator[System]:
+    """A system that carries `calls` at once; `more` goes into its settings.
+
+    Raises what `System.start` and `provide` raise."""
     install = await asyncio.to_thread(provide)
     _empty(folder)
     conversation, echo = free_ports(2)
@@ -41,7 +43,8 @@ async def live_system(folder: Path, calls: int) -> AsyncIterator[System]:
         "gateway": {"capacity": calls},
         "controller": {"max_calls": calls},
     }
-    async with System(local_config(EXAMPLE, folder, calls=calls, changes=changes), install) as system:
+    path = local_config(EXAMPLE, folder, calls=calls, changes=merge(changes, more or {}))
+    async with System(path, install) as system:
         yield system
 
 
