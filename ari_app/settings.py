@@ -11,23 +11,23 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import parse_qs
 
 from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, model_validator
 
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
 from audiosocket.settings import (
-    RESERVED_PARAMETERS,
+    MAX_URL_CHARACTERS,
     ExotelOptions,
     HostPort,
     NodeSettings,
     TwilioOptions,
+    check_http,
+    check_parameters,
+    check_rate,
+    is_http,
     query_parameters,
     split_url,
 )
-
-MAX_CUSTOM_PARAMETERS = 3
-MAX_CUSTOM_PARAMETER_CHARACTERS = 256
 
 
 class Codec(StrEnum):
@@ -145,9 +145,11 @@ class _Application(Settings):
 
     credentials_remedy: ClassVar[str]
     """What to do about credentials in the URL."""
+    dynamic_url: ClassVar[bool] = False
+    """Whether the platform asks an http:// or https:// URL for the one to dial."""
 
-    url: Annotated[str, Field(max_length=600)]
-    """ws:// or wss:// URL, without credentials."""
+    url: Annotated[str, Field(max_length=MAX_URL_CHARACTERS)]
+    """ws:// or wss:// URL, without credentials; for exotel also an http:// or https:// one that answers with it."""
     dialect: Literal["exotel", "twilio"] = "exotel"
     """The protocol that the application was written for; it decides which further keys there are."""
     custom_parameters: dict[str, str] = Field(default_factory=dict)
@@ -158,17 +160,32 @@ class _Application(Settings):
     playout_max_seconds: Annotated[float, Field(ge=1, le=3600)] = 300.0
     """How much audio the application may send ahead."""
     message_max_bytes: Annotated[int, Field(ge=4096, le=16_777_216)] = 1_048_576
+    status_callback: Annotated[str, Field(max_length=2048)] | None = None
+    """http:// or https:// URL that is told of each stream's start and end, in the platform's way."""
+
+    @field_validator("status_callback")
+    @classmethod
+    def _callback(cls, value: str | None) -> str | None:
+        if value is not None:
+            if split_url(value).username is not None:
+                raise ValueError("the URL carries credentials: remove them, a token may be part of path or query")
+            check_http(value)
+        return value
 
     @field_validator("url")
     @classmethod
     def _websocket(cls, value: str) -> str:
         parts = split_url(value)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname:
-            raise ValueError("expected a ws:// or wss:// URL with a host")
+        schemes = ("ws", "wss", "http", "https") if cls.dynamic_url else ("ws", "wss")
+        if parts.scheme not in schemes or not parts.hostname:
+            or_http = ", or an http:// or https:// one that answers with it" if cls.dynamic_url else ""
+            raise ValueError(f"expected a ws:// or wss:// URL with a host{or_http}")
         if parts.username or parts.password:
             raise ValueError(f"the URL carries credentials: {cls.credentials_remedy}")
         if parts.fragment:
             raise ValueError("a WebSocket URL has no #fragment")
+        if is_http(value):
+            check_http(value)
         return value
 
     @model_validator(mode="before")
@@ -185,6 +202,7 @@ class ExotelApplication(_Application):
     """An application written for Exotel's Voicebot applet."""
 
     credentials_remedy = "move them to credentials: {file: PATH}"
+    dynamic_url = True
 
     dialect_options: ExotelOptions = ExotelOptions()
     """Switches of the dialect, see docs/protocol-exotel.md."""
@@ -206,25 +224,15 @@ class ExotelApplication(_Application):
     @field_validator("url")
     @classmethod
     def _eight_kilohertz(cls, value: str) -> str:
-        for name in sorted(RESERVED_PARAMETERS):
-            if parse_qs(split_url(value).query).get(name, ["8000"]) != ["8000"]:
-                # An application that takes its rate from here would be played at half its speed.
-                raise ValueError(f"{name} in the URL asks for another rate, and only 8000 is carried: remove it")
+        if not is_http(value):
+            check_rate(value)
         return value
 
     @model_validator(mode="after")
     def _few(self) -> ExotelApplication:
-        given = query_parameters(self.url) | self.custom_parameters
-        if len(given) > MAX_CUSTOM_PARAMETERS:
-            raise ValueError(
-                f"custom_parameters and the URL's query are {len(given)} parameters together: Exotel allows"
-                f" {MAX_CUSTOM_PARAMETERS}"
-            )
-        if sum(len(key) + len(text) for key, text in given.items()) > MAX_CUSTOM_PARAMETER_CHARACTERS:
-            raise ValueError(
-                f"custom_parameters and the URL's query are too long: Exotel allows {MAX_CUSTOM_PARAMETER_CHARACTERS}"
-                " characters in all"
-            )
+        # The query of a URL that is asked is part of the question; the answer brings its own.
+        asked = {} if is_http(self.url) else query_parameters(self.url)
+        check_parameters(asked | self.custom_parameters)
         return self
 
 

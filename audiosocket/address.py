@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import click
 
 from audiosocket.callspec import masked_url
+from audiosocket.settings import split_credentials
 
 ACCOUNT_SIDS = {"exotel": "trunkbridge", "twilio": "AC" + "0" * 32}
 """The account of calls without a configured application, in the form that each platform has."""
@@ -27,7 +28,4 @@ def split_address(url: str, dialect: str, named: str = "") -> tuple[str, str]:
         raise click.UsageError(f"{shown}: expected ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH")
     if dialect == "twilio" and (parts.username is not None or "?" in url):
         raise click.UsageError(f"{shown}: Twilio allows neither credentials nor a query in a stream's URL: remove them")
-    if parts.username is None:
-        return url, ""
-    bare = urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
-    return bare, f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return split_credentials(url)

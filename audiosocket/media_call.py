@@ -20,6 +20,7 @@ from audiosocket.dialects.base import Dialect
 from audiosocket.durations import TurnTimes
 from audiosocket.errors import ApplicationError, ConfigError
 from audiosocket.legs.audiosocket import AudioSocketLeg
+from audiosocket.platform_http import PlatformHttp, StreamCallbacks
 from audiosocket.session import Session
 
 RETRY_SECONDS = 0.2
@@ -37,13 +38,23 @@ def _now_ms() -> int:
 class MediaCall:
     """The life of one media leg. `run` never raises, except for its own cancellation."""
 
-    def __init__(self, leg: AudioSocketLeg, spec: CallSpec, worker_id: str, dialler: Dialler, times: TurnTimes) -> None:
+    def __init__(
+        self,
+        leg: AudioSocketLeg,
+        spec: CallSpec,
+        worker_id: str,
+        dialler: Dialler,
+        times: TurnTimes,
+        http: PlatformHttp,
+    ) -> None:
         self.spec = spec
         self.end_reason = EndReason.WORKER_STOPPED
         self._leg = leg
         self._worker_id = worker_id
         self._dialler = dialler
         self._times = times
+        self._http = http
+        self._callbacks: StreamCallbacks | None = None
         self._stream: AppStream | None = None
         self._session: Session | None = None
         self._started_ms = _now_ms()
@@ -79,6 +90,8 @@ class MediaCall:
                 self._session.turns.end(self._session.ticks)
             try:
                 await self._end_stream(reason)
+                if self._callbacks is not None:
+                    self._callbacks.ended(reason, detail)
             finally:
                 summary = self.figures()
                 self._log.info(
@@ -142,13 +155,21 @@ class MediaCall:
 
     async def _carry(self) -> tuple[EndReason, str]:
         dialect = open_dialect(self.spec)
-        session = self._session = Session(self.spec, dialect, self._send, self._note, self._times)
+        self._callbacks = StreamCallbacks(self._http, dialect, self.spec.call_id)
+        spec = await self._resolve()
+        if spec is None:
+            return self._leg_ending()
+        if spec is not self.spec:
+            dialect = open_dialect(spec)
+            self._callbacks = StreamCallbacks(self._http, dialect, spec.call_id)
+        session = self._session = Session(spec, dialect, self._send, self._note, self._times)
         self._leg.session = session
         stream = await self._connect(dialect)
         if stream is None:
             return self._leg_ending()
         self._stream = stream
         session.open()
+        self._callbacks.started()
         ended = asyncio.ensure_future(stream.wait_closed())
         try:
             await asyncio.wait((ended, self._leg.closed, self._stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -159,9 +180,19 @@ class MediaCall:
         finally:
             ended.cancel()
 
+    async def _resolve(self) -> CallSpec | None:
+        """The spec with the URL to dial; None when the call ended before it was known. Raises `ApplicationError`."""
+        resolving = asyncio.ensure_future(self._http.resolve(self.spec))
+        try:
+            await asyncio.wait((resolving, self._leg.closed, self._stopping), return_when=asyncio.FIRST_COMPLETED)
+            return None if self._leg.closed.done() or self._stopping.done() else resolving.result()
+        finally:
+            resolving.cancel()
+            await asyncio.gather(resolving, return_exceptions=True)
+
     async def _connect(self, dialect: Dialect) -> AppStream | None:
         """The application's stream; None when the call ended before it was there. Raises `ApplicationError`."""
-        self._note("app_connecting", {"url": masked_url(self.spec.url)})
+        self._note("app_connecting", {"url": masked_url(dialect.url)})
         connecting = asyncio.ensure_future(self._dial(dialect))
         try:
             await asyncio.wait((connecting, self._leg.closed, self._stopping), return_when=asyncio.FIRST_COMPLETED)

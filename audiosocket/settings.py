@@ -6,7 +6,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import SplitResult, parse_qs, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, unquote, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -53,6 +53,35 @@ def split_url(value: str) -> SplitResult:
     return parts
 
 
+def split_credentials(url: str) -> tuple[str, str]:
+    """A URL without credentials, and these (`KEY:TOKEN`, or nothing), as hosted platforms take them apart. Raises
+    `ValueError` as `split_url` does."""
+    parts = split_url(url)
+    if parts.username is None:
+        return url, ""
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
+    return bare, f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+
+
+def is_http(url: str) -> bool:
+    """Whether a URL is asked over HTTP, rather than dialled."""
+    return url.partition("://")[0].lower() in ("http", "https")
+
+
+_AS_SENT = re.compile(r"[!-~]+")
+
+
+def check_http(url: str) -> None:
+    """Raises `ValueError`, which repeats nothing of the URL, where no HTTP request can be made of it as it stands."""
+    parts = split_url(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected an http:// or https:// URL with a host")
+    if parts.fragment:
+        raise ValueError("a #fragment is never sent: remove it")
+    if not _AS_SENT.fullmatch(url):
+        raise ValueError("only printable ASCII can be sent: write the rest as %XX, a host's name as xn--...")
+
+
 class LogSettings(Settings):
     """How a process logs."""
 
@@ -89,6 +118,34 @@ def query_parameters(url: str) -> dict[str, str]:
     return {key: value for key, value in query if key not in RESERVED_PARAMETERS}
 
 
+MAX_CUSTOM_PARAMETERS = 3
+MAX_CUSTOM_PARAMETER_CHARACTERS = 256
+MAX_URL_CHARACTERS = 600
+"""Of an application's URL: what Exotel documents for a `StreamUrl`, the query included."""
+
+
+def check_parameters(given: dict[str, str]) -> None:
+    """Raises `ValueError` where an application has more custom parameters, or longer ones, than Exotel allows."""
+    if len(given) > MAX_CUSTOM_PARAMETERS:
+        raise ValueError(
+            f"custom_parameters and the URL's query are {len(given)} parameters together: Exotel allows"
+            f" {MAX_CUSTOM_PARAMETERS}"
+        )
+    if sum(len(key) + len(text) for key, text in given.items()) > MAX_CUSTOM_PARAMETER_CHARACTERS:
+        raise ValueError(
+            f"custom_parameters and the URL's query are too long: Exotel allows {MAX_CUSTOM_PARAMETER_CHARACTERS}"
+            " characters in all"
+        )
+
+
+def check_rate(url: str) -> None:
+    """Raises `ValueError` where an application's URL asks for a sample rate that is not carried."""
+    for name in sorted(RESERVED_PARAMETERS):
+        if parse_qs(split_url(url).query).get(name, ["8000"]) != ["8000"]:
+            # An application that takes its rate from here would be played at half its speed.
+            raise ValueError(f"{name} in the URL asks for another rate, and only 8000 is carried: remove it")
+
+
 class ExotelOptions(Settings):
     """Switches of the Exotel dialect, for what its documents leave open (see docs/protocol-exotel.md)."""
 
@@ -108,6 +165,8 @@ class ExotelOptions(Settings):
     """Whether marks whose audio a `clear` dropped come back."""
     query: Literal["keep", "strip"] = "keep"
     """Whether the URL's query is dialled. Its pairs are custom parameters in both cases."""
+    passthru: Literal["brackets", "json"] = "brackets"
+    """How `status_callback` tells of the stream: a key for each fact (`Stream[Status]`), or all as JSON in `Stream`."""
 
 
 ParameterName = Annotated[str, Field(min_length=1, max_length=64)]

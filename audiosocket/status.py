@@ -53,6 +53,10 @@ class WorkerCollector(Collector):
         yield _by_reason("trunkbridge_media_legs_refused", "Connections that were no call of ours.", worker.refused)
         yield CounterMetricFamily("trunkbridge_playout_underruns", "Queue ran dry inside audio.", totals.underruns)
         yield CounterMetricFamily("trunkbridge_playout_late_ticks", "Ticks a frame or more late.", totals.ticks_late)
+        callbacks = CounterMetricFamily("trunkbridge_callbacks", "Callbacks of streams.", labels=["outcome"])
+        for outcome in ("sent", "failed", "dropped"):
+            callbacks.add_metric([outcome], getattr(worker.http, outcome))
+        yield callbacks
         yield from self._turns(totals)
         yield _gauge(
             "trunkbridge_clock_lateness_max_seconds",

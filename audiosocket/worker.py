@@ -22,6 +22,7 @@ from audiosocket.durations import TurnTimes
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.legs.audiosocket import AudioSocketLeg
 from audiosocket.media_call import MediaCall
+from audiosocket.platform_http import PlatformHttp
 from audiosocket.runtime.process import StopSignal, notify
 from audiosocket.sources import CallSource
 from audiosocket.status import status_app
@@ -67,6 +68,7 @@ class Worker:
         self._announced = False
         self.port = options.port
         self.clock = Clock(asyncio.get_running_loop())
+        self.http = PlatformHttp()
         self.calls: dict[str, MediaCall] = {}
         self.ended: dict[str, int] = {}
         self.turn_times: dict[str, TurnTimes] = {}
@@ -122,6 +124,7 @@ class Worker:
                 await asyncio.wait(self._tasks)
             for leg in list(self._legs):
                 leg.hangup()
+            await self.http.close()
             await self._source.close(options.worker_id)
             if status is not None:
                 await status.cleanup()
@@ -170,7 +173,7 @@ class Worker:
             self._refuse(leg, "full" if spec.call_id not in self.calls else "duplicate")
             return
         times = self.turn_times.setdefault(spec.application, TurnTimes())
-        call = MediaCall(leg, spec, self._options.worker_id, self._dialler, times)
+        call = MediaCall(leg, spec, self._options.worker_id, self._dialler, times, self.http)
         self.calls[spec.call_id] = call
         try:
             await call.run(lambda report: self._source.report(spec, report))

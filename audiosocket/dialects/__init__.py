@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from audiosocket.callspec import CallSpec
-from audiosocket.dialects.base import Dialect
+from audiosocket.dialects import exotel_http
+from audiosocket.dialects.base import Dialect, UrlLookup
 from audiosocket.dialects.exotel import ExotelDialect
 from audiosocket.dialects.twilio import TwilioDialect
 from audiosocket.errors import ConfigError
 
 DIALECTS: dict[str, Callable[[CallSpec], Dialect]] = {"exotel": ExotelDialect, "twilio": TwilioDialect}
+
+URL_LOOKUPS: dict[str, UrlLookup] = {"exotel": exotel_http}
+"""Of the dialects whose platform has dynamic URLs."""
 
 
 def open_dialect(spec: CallSpec) -> Dialect:

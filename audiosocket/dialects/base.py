@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from audiosocket.callspec import CallSpec
 from audiosocket.g711 import Encoding
 
 
@@ -56,7 +57,7 @@ class StreamEnd:
     """How a stream ended, for the platform's callback."""
 
     completed: bool
-    """False: it failed, `error` says how."""
+    """False: it failed, `error` says how; or it never began and `ended_by` is the caller: there is no error then."""
     ended_by: Literal["caller", "application", "platform"]
     seconds: float
     error: str = ""
@@ -104,3 +105,20 @@ class Dialect(Protocol):
 
     def decode(self, message: bytes) -> AppMessage:
         """A message of the application. Never raises: what cannot be used is `Ignored`."""
+
+    def stream_started(self, at_ms: int) -> HttpRequest | None:
+        """What the platform tells at a stream's start (`at_ms`: Unix time in ms); None: nothing, or nobody."""
+
+    def stream_ended(self, end: StreamEnd, at_ms: int) -> HttpRequest | None:
+        """What it tells at a stream's end, also of one that could not be opened."""
+
+
+class UrlLookup(Protocol):
+    """How a platform asks for the URL to dial, where an application's own is an http:// or https:// one."""
+
+    def url_request(self, spec: CallSpec, now_ms: int) -> HttpRequest:
+        """The question; `now_ms` is Unix time in ms."""
+
+    def url_answer(self, spec: CallSpec, status: int, body: bytes) -> CallSpec:
+        """The spec with the URL and the credentials that the answer names. Raises `ValueError`, whose text repeats
+        nothing of the answer, since it may hold secrets."""

@@ -7,7 +7,6 @@ on top and inside `start`, `chunk` and `timestamp` on every media message, nothi
 
 from __future__ import annotations
 
-from base64 import b64encode
 from binascii import b2a_base64
 from typing import Any
 
@@ -15,13 +14,14 @@ import msgspec
 
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects.app_messages import AppMessages
+from audiosocket.dialects.base import HttpRequest, StreamEnd
+from audiosocket.dialects.exotel_http import basic_authorization, number_shown, passthru
 from audiosocket.g711 import Encoding
 from audiosocket.settings import ExotelOptions, query_parameters
 
 BYTES_PER_MS = 16
 """PCM16 at 8 kHz."""
 
-_INDIA = "+91"
 _DTMF_DURATION_MS = "100"
 """Asterisk reports a digit at its end without a length; Exotel's examples show 100 ms."""
 
@@ -67,8 +67,7 @@ class ExotelDialect(AppMessages):
         self.url = spec.url if options.query == "keep" else spec.url.partition("?")[0]
 
     def headers(self) -> dict[str, str]:
-        credentials = self._spec.credentials  # RFC 7617
-        return {"Authorization": "Basic " + b64encode(credentials.encode()).decode()} if credentials else {}
+        return basic_authorization(self._spec.credentials)
 
     def opening(self) -> list[bytes]:
         spec, options = self._spec, self._options
@@ -78,8 +77,8 @@ class ExotelDialect(AppMessages):
             "stream_sid": spec.stream_sid,
             "call_sid": spec.call_sid,
             "account_sid": spec.account_sid,
-            "from": self._number(spec.caller),
-            "to": self._number(spec.callee),
+            "from": number_shown(spec.caller, options),
+            "to": number_shown(spec.callee, options),
         }
         if parameters or options.empty_custom_parameters == "send":
             start["custom_parameters"] = parameters
@@ -112,6 +111,12 @@ class ExotelDialect(AppMessages):
         spec = self._spec
         return self._event("stop", {"call_sid": spec.call_sid, "account_sid": spec.account_sid, "reason": reason})
 
+    def stream_started(self, at_ms: int) -> HttpRequest | None:
+        return None
+
+    def stream_ended(self, end: StreamEnd, at_ms: int) -> HttpRequest | None:
+        return passthru(self._spec, self._options, end)
+
     def _event(self, event: str, body: dict[str, str]) -> bytes:
         self._sequence += 1
         number = self._count(self._sequence)
@@ -121,8 +126,3 @@ class ExotelDialect(AppMessages):
 
     def _count(self, number: int) -> str | int:
         return str(number) if self._options.counters == "string" else number
-
-    def _number(self, number: str) -> str:
-        if self._options.number_format == "national0" and number.startswith(_INDIA):
-            return "0" + number.removeprefix(_INDIA)
-        return number

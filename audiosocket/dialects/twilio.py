@@ -11,13 +11,14 @@ from __future__ import annotations
 import hmac
 from base64 import b64encode
 from binascii import b2a_base64
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects.app_messages import AppMessages
-from audiosocket.dialects.base import AppMessage
+from audiosocket.dialects.base import AppMessage, HttpRequest, StreamEnd
 from audiosocket.g711 import Encoding, ulaw_to_pcm
 from audiosocket.settings import TwilioOptions
 from audiosocket.wire import FRAME_MS
@@ -29,6 +30,7 @@ _CONNECTED = b'{"event":"connected","protocol":"Call","version":"1.0.0"}'
 _MEDIA_FORMAT = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
 _USER_AGENT = "Twilio.TmeWs/1.0"
 """What Twilio's client calls itself; applications that serve several platforms on one path look at it."""
+_CALLBACK_USER_AGENT = "TwilioProxy/1.1"
 
 
 class TwilioDialect(AppMessages):
@@ -120,6 +122,36 @@ class TwilioDialect(AppMessages):
         asked = super().decode(message)
         return ulaw_to_pcm(asked) if type(asked) is bytes else asked
 
+    def stream_started(self, at_ms: int) -> HttpRequest | None:
+        return self._callback("stream-started", at_ms)
+
+    def stream_ended(self, end: StreamEnd, at_ms: int) -> HttpRequest | None:
+        if end.error:
+            return self._callback("stream-error", at_ms, end.error)
+        # A caller who went before the stream was open: nothing was started that could be stopped.
+        return self._callback("stream-stopped", at_ms) if end.completed else None
+
+    def _callback(self, event: str, at_ms: int, error: str = "") -> HttpRequest | None:
+        spec = self._spec
+        if not spec.callback_url:
+            return None
+        at = datetime.fromtimestamp(at_ms / 1000, UTC)
+        form = {
+            "AccountSid": spec.account_sid,
+            "CallSid": self._call_sid,
+            "StreamSid": self._stream_sid,
+            "StreamEvent": event,
+            "Timestamp": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        }
+        if error:
+            form["StreamError"] = error
+        headers = {"User-Agent": _CALLBACK_USER_AGENT}
+        if spec.credentials:
+            # A POST is signed with its form: names and values, sorted by name, behind the URL.
+            signed = spec.callback_url + "".join(name + form[name] for name in sorted(form))
+            headers["X-Twilio-Signature"] = _signature(spec.credentials, signed)
+        return HttpRequest("POST", spec.callback_url, headers, tuple(form.items()))
+
     def _event(self, event: str, body: dict[str, str]) -> bytes:
         self._sequence += 1
         number = str(self._sequence)
@@ -128,6 +160,6 @@ class TwilioDialect(AppMessages):
         )
 
 
-def _signature(auth_token: str, url: str) -> str:
-    """What lets the application know who dials: a handshake is a GET, so that only its URL is signed."""
-    return b64encode(hmac.digest(auth_token.encode(), url.encode(), "sha1")).decode()
+def _signature(auth_token: str, signed: str) -> str:
+    """What lets the application know who asks; of a handshake, which is a GET, only the URL is signed."""
+    return b64encode(hmac.digest(auth_token.encode(), signed.encode(), "sha1")).decode()

@@ -327,8 +327,33 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("phones", "softphone", "caller_id"), "9000000000", "phones.softphone.caller_id: found '9000000000'"),
     (
         ("applications", "echo", "url"),
-        "http://127.0.0.1/",
-        "applications.echo.url: found 'http://...': expected a ws:// or wss:// URL with a host",
+        "ftp://127.0.0.1/",
+        "applications.echo.url: found 'ftp://...': expected a ws:// or wss:// URL with a host, or an http:// or",
+    ),
+    (
+        ("applications", "echo", "url"),
+        "https://key@app.example/",
+        "applications.echo.url: found 'https://...': the URL carries credentials: move them to credentials",
+    ),
+    (
+        ("applications", "echo", "url"),
+        "https://app.example/a b",
+        "applications.echo.url: found 'https://...': only printable ASCII can be sent: write the rest as %XX",
+    ),
+    (
+        ("applications", "echo", "status_callback"),
+        "ws://app.example/",
+        "applications.echo.status_callback: found 'ws://...': expected an http:// or https:// URL with a host",
+    ),
+    (
+        ("applications", "echo", "status_callback"),
+        "https://key:token@app.example/",
+        "applications.echo.status_callback: found 'https://...': the URL carries credentials: remove them, a token may",
+    ),
+    (
+        ("applications", "echo", "status_callback"),
+        "https://app.example/#x",
+        "applications.echo.status_callback: found 'https://...': a #fragment is never sent: remove it",
     ),
     (
         ("applications", "echo", "url"),
@@ -605,7 +630,9 @@ def test_secrets_show_nowhere(write: Write) -> None:
         (("applications", "echo", "url"), "http://key:hunter2@h/"),
         (("applications", "echo", "url"), "ws://key:hun/hunter2@h/"),
         (("applications", "echo", "url"), "ws://key:hunter2@h\u2100/"),
-        (("applications", "echo", "url"), "http://h/?token=hunter2"),
+        (("applications", "echo", "url"), "ftp://h/?token=hunter2"),
+        (("applications", "echo", "status_callback"), "ftp://h/?token=hunter2"),
+        (("applications", "echo", "status_callback"), "http://key:hunter2@h/"),
         (("asterisk", "ari", "password"), "hunter2"),
         (("asterisk", "ami", "password"), {"file": {"hunter2": 1}}),
         (("phones", "softphone"), {"password": "hunter2"}),
@@ -691,3 +718,20 @@ def test_a_sample_rate_that_is_not_carried_is_refused(query: str, good: bool) ->
     else:
         with pytest.raises(ValueError, match="only 8000 is carried"):
             ExotelApplication.model_validate(data)
+
+
+def test_a_dynamic_url_and_a_callback() -> None:
+    application = ExotelApplication.model_validate(
+        {
+            # Its query is part of the question: the limits are for what the answer brings.
+            "url": "HTTPS://app.example/where?a=1&b=2&c=3&d=4&sample-rate=16000",
+            "custom_parameters": {"campaign": "demo"},
+            "status_callback": "http://crm.example/passthru?token=t",
+            "dialect_options": {"passthru": "json"},
+        }
+    )
+    assert application.status_callback == "http://crm.example/passthru?token=t"
+    with pytest.raises(ValueError, match="4 parameters together"):
+        ExotelApplication.model_validate(
+            {"url": "https://app.example/", "custom_parameters": dict.fromkeys(("a", "b", "c", "d"), "x")}
+        )

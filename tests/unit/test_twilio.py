@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects import open_dialect
-from audiosocket.dialects.base import Clear, Ignored, Mark
+from audiosocket.dialects.base import Clear, Ignored, Mark, StreamEnd
 from audiosocket.dialects.twilio import TwilioDialect
 from audiosocket.errors import ConfigError
 from tests.media import call_spec
@@ -192,3 +193,65 @@ def test_a_stream_id_from_elsewhere_cannot_break_a_message() -> None:
 def test_options_that_are_not_known(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="dialect_options of twilio"):
         open_dialect(spec(dialect_options=options))
+
+
+# Status callbacks
+
+TOLD = "https://crm.example/stream?tenant=a%20b"
+AT_MS = 1_700_000_000_123
+STARTED = {
+    "AccountSid": ACCOUNT,
+    "CallSid": CALL,
+    "StreamSid": STREAM,
+    "StreamEvent": "stream-started",
+    "Timestamp": "2023-11-14T22:13:20.123Z",
+}
+
+
+def hmac_sha1(key: bytes, text: bytes) -> bytes:
+    """RFC 2104, spelled out."""
+    padded = key.ljust(64, b"\0")
+    inner = hashlib.sha1(bytes(byte ^ 0x36 for byte in padded) + text).digest()
+    return hashlib.sha1(bytes(byte ^ 0x5C for byte in padded) + inner).digest()
+
+
+def test_a_stream_s_start_is_told_and_signed() -> None:
+    request = TwilioDialect(spec(callback_url=TOLD, credentials="hunter2")).stream_started(AT_MS)
+    assert request is not None
+    assert (request.method, request.url, dict(request.form)) == ("POST", TOLD, STARTED)
+    signed = (
+        f"{TOLD}AccountSid{ACCOUNT}CallSid{CALL}StreamEventstream-startedStreamSid{STREAM}"
+        "Timestamp2023-11-14T22:13:20.123Z"
+    )
+    assert request.headers == {
+        "User-Agent": "TwilioProxy/1.1",
+        "X-Twilio-Signature": base64.b64encode(hmac_sha1(b"hunter2", signed.encode())).decode(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (StreamEnd(True, "caller", 5), {"StreamEvent": "stream-stopped"}),
+        (StreamEnd(True, "application", 5), {"StreamEvent": "stream-stopped"}),
+        (
+            StreamEnd(False, "platform", 0, "app_refused: 401"),
+            {"StreamEvent": "stream-error", "StreamError": "app_refused: 401"},
+        ),
+        (StreamEnd(False, "caller", 0), None),
+    ],
+)
+def test_a_stream_s_end_is_told(end: StreamEnd, told: dict[str, str] | None) -> None:
+    request = TwilioDialect(spec(callback_url=TOLD)).stream_ended(end, AT_MS)
+    if told is None:
+        assert request is None
+    else:
+        assert request is not None
+        assert dict(request.form) == STARTED | told
+        assert request.headers == {"User-Agent": "TwilioProxy/1.1"}
+
+
+def test_nobody_is_told_without_a_callback() -> None:
+    dialect = TwilioDialect(spec())
+    assert dialect.stream_started(AT_MS) is None
+    assert dialect.stream_ended(StreamEnd(True, "caller", 5), AT_MS) is None
