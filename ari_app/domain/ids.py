@@ -73,8 +73,11 @@ def new_leg_uuid(random_bytes: RandomBytes) -> LegUuid:
 
 
 def new_call_sid(random_bytes: RandomBytes) -> str:
-    """A platform-style id as Exotel's: 32 lower-case hex digits, no dashes, no `CA` prefix. Also for stream ids."""
-    return random_bytes(16).hex()
+    """A platform-style id as Exotel's: 32 lower-case hex digits, no dashes, no `CA` prefix. Also for stream ids.
+
+    The digits are those of a UUID (v4), for platforms that show it as one.
+    """
+    return uuid.UUID(bytes=random_bytes(16), version=4).hex
 
 
 def media_channel_id(node: str, call_id: CallId, attempt: int) -> ChannelId:

@@ -101,7 +101,7 @@ class CallStore:
         if not re.fullmatch(r"[0-9a-f]{1,32}", digits):
             return []
         query = f"SELECT {_CALL_COLUMNS} FROM calls WHERE "  # noqa: S608 - names of our own
-        by_sid: list[asyncpg.Record] = await self._pool.fetch(query + "call_sid = $1", text)
+        by_sid: list[asyncpg.Record] = await self._pool.fetch(query + "call_sid = $1", digits)
         if by_sid or len(digits) < MIN_PREFIX:
             return by_sid
         first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))

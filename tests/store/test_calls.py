@@ -77,6 +77,7 @@ async def test_get_by_id_sid_and_prefix(store):
     assert await store.get_call(ROWS[2].call_id.replace("-", "")) == ROWS[2]
     assert await store.get_call(ROWS[2].call_sid) == ROWS[2]
     assert await store.get_call("CA" + ROWS[2].call_sid) == ROWS[2]  # as Twilio's protocol spells it
+    assert await store.get_call(str(uuid.UUID(ROWS[2].call_sid))) == ROWS[2]  # as Plivo's does
     assert await store.get_call("bbbb") == ROWS[2]
     assert await store.get_call("aaaa0002-00") == ROWS[1]
     for unknown in ("dddd", "bbb", "", "x' OR 1=1", "%", "f" * 33):
