@@ -20,6 +20,8 @@ from audiosocket.settings import (
     ExotelOptions,
     HostPort,
     NodeSettings,
+    NumberParameters,
+    PlivoOptions,
     TwilioOptions,
     check_http,
     check_parameters,
@@ -28,6 +30,8 @@ from audiosocket.settings import (
     query_parameters,
     split_url,
 )
+
+MAX_EXTRA_HEADERS_BYTES = 512
 
 
 class Codec(StrEnum):
@@ -150,7 +154,7 @@ class _Application(Settings):
 
     url: Annotated[str, Field(max_length=MAX_URL_CHARACTERS)]
     """ws:// or wss:// URL, without credentials; for exotel also an http:// or https:// one that answers with it."""
-    dialect: Literal["exotel", "twilio"] = "exotel"
+    dialect: Literal["exotel", "plivo", "twilio"] = "exotel"
     """The protocol that the application was written for; it decides which further keys there are."""
     custom_parameters: dict[str, str] = Field(default_factory=dict)
     connect_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0
@@ -191,10 +195,10 @@ class _Application(Settings):
     @model_validator(mode="before")
     @classmethod
     def _keys_of_this_dialect(cls, value: Any) -> Any:
-        for dialect, other in _APPLICATIONS.items():
-            for key in value if isinstance(value, dict) else ():
-                if key in other.model_fields and key not in cls.model_fields:
-                    raise ValueError(f"{key} belongs to dialect {dialect}: remove it, or set dialect: {dialect}")
+        for key in value if isinstance(value, dict) else ():
+            owners = " or ".join(name for name, other in APPLICATIONS.items() if key in other.model_fields)
+            if owners and key not in cls.model_fields:
+                raise ValueError(f"{key} belongs to dialect {owners}: remove it, or set dialect: {owners}")
         return value
 
 
@@ -260,23 +264,62 @@ class TwilioApplication(_Application):
 
     @model_validator(mode="after")
     def _distinct_parameters(self) -> TwilioApplication:
-        for name in (self.dialect_options.caller_parameter, self.dialect_options.callee_parameter):
-            if name in self.custom_parameters:
-                raise ValueError(f"custom_parameters.{name}: dialect_options puts a number there: rename one")
+        _keep_apart(self.custom_parameters, self.dialect_options)
         return self
 
 
-_APPLICATIONS: dict[str, type[_Application]] = {"exotel": ExotelApplication, "twilio": TwilioApplication}
+class PlivoApplication(_Application):
+    """An application written for Plivo Audio Streaming (`<Stream bidirectional="true">`)."""
+
+    credentials_remedy = "remove them, Plivo signs instead: auth_token: {file: PATH}"
+
+    dialect_options: PlivoOptions = PlivoOptions()
+    """Switches of the dialect, see docs/protocol-plivo.md."""
+    auth_token: Secret | None = None
+    """What signs the handshake (X-Plivo-Signature-V3): the token that the application checks it with."""
+    account_sid: Annotated[str, Field(pattern=r"^[MS]A[0-9A-Z]{18}$")]
+
+    def handshake_secret(self) -> SecretStr | None:
+        """What the handshake is authorised with (`CallSpec.credentials`)."""
+        return self.auth_token
+
+    @model_validator(mode="after")
+    def _extra_headers(self) -> PlivoApplication:
+        _keep_apart(self.custom_parameters, self.dialect_options)
+        for name in self.custom_parameters:
+            if not re.fullmatch(r"[0-9A-Za-z_-]+", name):
+                raise ValueError(f"custom_parameters: {name!r} is no name for Plivo: use letters, digits, - and _")
+        if sum(len(f"{name}={text};".encode()) for name, text in self.custom_parameters.items()) > (
+            MAX_EXTRA_HEADERS_BYTES
+        ):
+            raise ValueError(f"custom_parameters are too long: Plivo allows {MAX_EXTRA_HEADERS_BYTES} bytes in all")
+        return self
+
+
+def _keep_apart(parameters: dict[str, str], options: NumberParameters) -> None:
+    for name in (options.caller_parameter, options.callee_parameter):
+        if name in parameters:
+            raise ValueError(f"custom_parameters.{name}: dialect_options puts a number there: rename one")
+
+
+APPLICATIONS: dict[str, type[_Application]] = {
+    "exotel": ExotelApplication,
+    "plivo": PlivoApplication,
+    "twilio": TwilioApplication,
+}
+"""The applications of each dialect of `audiosocket.dialects`."""
 
 
 def _dialect_tag(value: object) -> str:
     # What is no dialect is Exotel's, whose `dialect` then says which ones there are.
     dialect = value.get("dialect") if isinstance(value, dict) else getattr(value, "dialect", None)
-    return "twilio" if dialect == "twilio" else "exotel"
+    return dialect if isinstance(dialect, str) and dialect in APPLICATIONS else "exotel"
 
 
 ApplicationSettings = Annotated[
-    Annotated[ExotelApplication, Tag("exotel")] | Annotated[TwilioApplication, Tag("twilio")],
+    Annotated[ExotelApplication, Tag("exotel")]
+    | Annotated[PlivoApplication, Tag("plivo")]
+    | Annotated[TwilioApplication, Tag("twilio")],
     Discriminator(_dialect_tag),
 ]
 """An AI voice application."""

@@ -7,10 +7,8 @@ from urllib.parse import urlsplit
 import click
 
 from audiosocket.callspec import masked_url
+from audiosocket.dialects import DIALECTS
 from audiosocket.settings import split_credentials
-
-ACCOUNT_SIDS = {"exotel": "trunkbridge", "twilio": "AC" + "0" * 32}
-"""The account of calls without a configured application, in the form that each platform has."""
 
 
 def split_address(url: str, dialect: str, named: str = "") -> tuple[str, str]:
@@ -26,6 +24,9 @@ def split_address(url: str, dialect: str, named: str = "") -> tuple[str, str]:
         usable = False
     if not usable:
         raise click.UsageError(f"{shown}: expected ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH")
-    if dialect == "twilio" and (parts.username is not None or "?" in url):
-        raise click.UsageError(f"{shown}: Twilio allows neither credentials nor a query in a stream's URL: remove them")
+    platform = DIALECTS[dialect]
+    if platform.signs and parts.username is not None:
+        raise click.UsageError(f"{shown}: {platform.title} allows no credentials in a stream's URL: remove them")
+    if not platform.query and "?" in url:
+        raise click.UsageError(f"{shown}: {platform.title} allows no query in a stream's URL: remove it")
     return split_credentials(url)

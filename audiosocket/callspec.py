@@ -121,7 +121,7 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     """WebSocket URL of the application; its query may carry tokens: shown only through `masked_url`."""
     credentials: str = ""
     """What the handshake is authorised with, or nothing: `KEY:TOKEN` for HTTP Basic (exotel), the token that signs it
-    (twilio). Never logged, never reported."""
+    (plivo, twilio). Never logged, never reported."""
     dialect: str = "exotel"
     dialect_options: dict[str, Any] = {}
     caller: str

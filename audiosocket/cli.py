@@ -11,7 +11,7 @@ import click
 import uvloop
 from click.core import ParameterSource
 
-from audiosocket.address import ACCOUNT_SIDS, split_address
+from audiosocket.address import split_address
 from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.dialects import DIALECTS
 from audiosocket.errors import ConfigError
@@ -24,6 +24,7 @@ from audiosocket.sources import CallSource, RegistrySource, StandaloneSource
 from audiosocket.worker import Worker, WorkerOptions
 
 _STANDALONE_DRAIN_SECONDS = 5.0
+_SIGNING = " or ".join(sorted(name for name, platform in DIALECTS.items() if platform.signs))
 
 
 @click.command()
@@ -43,7 +44,7 @@ _STANDALONE_DRAIN_SECONDS = 5.0
     "--auth-token-file",
     "token_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Standalone, twilio: file with the auth token that signs the handshake; without it nothing is signed.",
+    help=f"Standalone, {_SIGNING}: file with the auth token that signs the handshake; without it nothing is signed.",
 )
 @click.option(
     "--format",
@@ -156,7 +157,7 @@ def _template(url: str, dialect: str, token_path: Path | None, media_format: Med
         leg_uuid="",
         call_sid="",
         stream_sid="",
-        account_sid=ACCOUNT_SIDS[dialect],
+        account_sid=DIALECTS[dialect].account_sid,
         application="standalone",
         url=address,
         credentials=token or credentials,
@@ -173,6 +174,6 @@ def _template(url: str, dialect: str, token_path: Path | None, media_format: Med
 def _auth_token(dialect: str, path: Path | None) -> str:
     if path is None:
         return ""
-    if dialect != "twilio":
-        raise click.UsageError("--auth-token-file belongs to --dialect twilio")
+    if not DIALECTS[dialect].signs:
+        raise click.UsageError(f"--auth-token-file belongs to --dialect {_SIGNING}")
     return secret_file(path)

@@ -186,6 +186,8 @@ class Session:
             if self._dialect.marks_on_clear:
                 for name in dropped:
                     self._send_mark(name)
+            if self._open:
+                self._emit(self._dialect.cleared())
         elif type(asked) is Ignored:
             self.ignore(asked.reason)
 
@@ -260,8 +262,9 @@ class Session:
         self._send(self._media(audio))
 
     def _emit(self, message: bytes) -> None:
-        self._sent += 1
-        self._send(message)
+        if message:  # some protocols have none for this
+            self._sent += 1
+            self._send(message)
 
     def _mark(self, name: str) -> None:
         self.marks_received += 1

@@ -172,9 +172,9 @@ class ExotelOptions(Settings):
 ParameterName = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class TwilioOptions(Settings):
-    """Switches of the Twilio dialect (see docs/protocol-twilio.md). Twilio's start message names neither caller nor
-    callee: an application that wants them gives them to its stream as parameters, under names of its own."""
+class NumberParameters(Settings):
+    """For a platform whose start message names neither caller nor callee: an application that wants them gives them to
+    its stream as parameters, under names of its own."""
 
     caller_parameter: ParameterName | None = None
     """Custom parameter that carries the caller's number, such as `from_number`."""
@@ -182,10 +182,23 @@ class TwilioOptions(Settings):
     """Custom parameter that carries the number dialled, such as `to_number`."""
 
     @model_validator(mode="after")
-    def _two_names(self) -> TwilioOptions:
+    def _two_names(self) -> NumberParameters:
         if self.caller_parameter is not None and self.caller_parameter == self.callee_parameter:
             raise ValueError("caller_parameter and callee_parameter are the same: give them different names")
         return self
+
+
+class TwilioOptions(NumberParameters):
+    """Switches of the Twilio dialect (see docs/protocol-twilio.md)."""
+
+
+class PlivoOptions(NumberParameters):
+    """Switches of the Plivo dialect (see docs/protocol-plivo.md)."""
+
+    content_type: Literal["audio/x-mulaw;rate=8000", "audio/x-l16;rate=8000"] = "audio/x-mulaw;rate=8000"
+    """What `<Stream contentType>` was: the encoding of the caller's audio, and of the application's that names none."""
+    extra_headers: Literal["pairs", "braces"] = "pairs"
+    """How parameters are written into `extra_headers`: `a=1;b=2` as documented, or `{X-PH-a: 1, X-PH-b: 2}` as seen."""
 
 
 class GatewaySettings(Settings):

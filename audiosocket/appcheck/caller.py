@@ -18,7 +18,7 @@ from audiosocket.appcheck.trace import AUDIBLE_DBFS, Closing, Ending, Farewell, 
 from audiosocket.appcheck.voice import Line, Samples, level_dbfs
 from audiosocket.callspec import CallSpec
 from audiosocket.clock import Clock
-from audiosocket.dialects import open_dialect
+from audiosocket.dialects import DIALECTS, open_dialect
 from audiosocket.errors import ApplicationError
 from audiosocket.session import Session
 from audiosocket.wire import HEADER_BYTES, SILENCE_FRAME
@@ -40,7 +40,7 @@ class VirtualCall:
         self._line = Line(trace.number)
         self._dialect = dialect = open_dialect(spec)
         self._session = Session(spec, dialect, self._send, self._note)
-        self._observer = Observer(trace, open_dialect(spec))
+        self._observer = Observer(trace, open_dialect(spec), DIALECTS[spec.dialect])
         self._origin = time.monotonic()
         self._held: list[bytes] = []
         self._ticks = 0

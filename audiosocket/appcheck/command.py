@@ -15,7 +15,7 @@ from msgspec.structs import replace as replace_struct
 from rich.console import Console
 
 from audiosocket import __version__
-from audiosocket.address import ACCOUNT_SIDS, split_address
+from audiosocket.address import split_address
 from audiosocket.appcheck.check import Outcome, check
 from audiosocket.appcheck.findings import Severity
 from audiosocket.appcheck.report import Screen, as_json, show
@@ -49,7 +49,7 @@ _PACE = Pace()
 @click.option(
     "--credentials-file",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="File with one line: KEY:TOKEN for exotel, the token that signs the handshake for twilio.",
+    help="File with one line: the token that signs the handshake where the platform signs it, otherwise KEY:TOKEN.",
 )
 @click.option(
     "--speech",
@@ -100,7 +100,7 @@ def appcheck(
         leg_uuid="",
         call_sid="",
         stream_sid="",
-        account_sid=ACCOUNT_SIDS[dialect],
+        account_sid=DIALECTS[dialect].account_sid,
         application="appcheck",
         url=address,
         credentials=credentials,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from audiosocket.appcheck.trace import Trace
+from audiosocket.dialects import DIALECTS
 
 
 class Severity(StrEnum):
@@ -37,7 +38,7 @@ class Finding:
 _E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
 
 RULES: dict[str, tuple[Severity, str, str]] = {
-    # code: severity, topic in DOCUMENTS, remedy
+    # code: severity, topic in DOCUMENTS, remedy; for `media` and the like stands what the platform calls it
     "unreachable": (_E, "", "Check host, port and firewall, and that the application listens for the world."),
     "certificate": (_E, "tls", "Install a certificate of a public authority for this name, with its whole chain."),
     "no_tls": (_E, "tls", "Serve TLS 1.2 or newer on this port, or give the port that does; ws:// is without TLS."),
@@ -52,7 +53,7 @@ RULES: dict[str, tuple[Severity, str, str]] = {
     "closes_at_once": (_E, "start", "Look into the application's log: it fell over, or refused, after the upgrade."),
     "closes_with_error": (_E, "close", "Look into the application's log for that moment; end a call with code 1000."),
     "closes_on_dtmf": (_E, "dtmf", "Take `dtmf` messages, if only to ignore them."),
-    "closes_on_mark": (_E, "mark", "Take `mark` messages, if only to ignore them."),
+    "closes_on_mark": (_E, "mark", "Take `returned mark` messages, if only to ignore them."),
     "closes_on_silence": (_W, "close", "Ask the caller whether they are there before the call is ended."),
     "lost": (_E, "rfc-close", "Look into the application's log: its process, or a proxy before it, dropped the call."),
     "protocol_error": (_E, "rfc-frames", "Use a WebSocket library as it is meant; proxies must not touch frames."),
@@ -64,8 +65,8 @@ RULES: dict[str, tuple[Severity, str, str]] = {
     "binary": (_E, "messages", "Send JSON in text frames: send_text or send_str, not send_bytes."),
     "bad_json": (_E, "messages", "Send one JSON object in a text frame, in UTF-8."),
     "bad_base64": (_E, "media", "Encode with the standard base64 alphabet and its padding, without newlines."),
-    "bad_shape": (_E, "messages", "Put the audio into media.payload, and the name into mark.name."),
-    "mark_name": (_E, "mark", "Make mark.name a string."),
+    "bad_shape": (_E, "messages", "Put the audio into media.payload, and the name into `mark.name`."),
+    "mark_name": (_E, "mark", "Make `mark.name` a string."),
     "unknown_event": (_W, "messages", "Use `media`, `mark` and `clear`: nothing else means anything to the platform."),
     "misspelt_sid": (_W, "ids", "Spell it as the start message does."),
     "wrong_stream_sid": (_W, "ids", "Send the id of the start message, or leave it out."),
@@ -98,44 +99,12 @@ RULES: dict[str, tuple[Severity, str, str]] = {
     "slower_together": (_W, "", "Do not block the event loop; more workers, or a larger machine."),
 }
 
-_EXOTEL = "Exotel AgentStream, "
-_TWILIO = "Twilio Media Streams, "
 _GENERAL = {
     "rfc-handshake": "RFC 6455, section 4.1",
     "rfc-frames": "RFC 6455, section 5",
     "rfc-close": "RFC 6455, section 7.1.2",
 }
-DOCUMENTS: dict[str, dict[str, str]] = {
-    "exotel": {
-        **_GENERAL,
-        "handshake": f"{_EXOTEL}developer-guide: the handshake is over within 10 s",
-        "tls": f"{_EXOTEL}extension guide: valid public certificate",
-        "auth": f"{_EXOTEL}stream-voicebot-applet: authentication",
-        "start": f"{_EXOTEL}websocket-protocol: connected, start, media",
-        "messages": f"{_EXOTEL}websocket-protocol: messages to Exotel are JSON text",
-        "media": f"{_EXOTEL}websocket-protocol: media",
-        "encoding": f"{_EXOTEL}stream-voicebot-applet: PCM, 16 bits, 8 kHz, little-endian, base64",
-        "chunk": f"{_EXOTEL}stream-voicebot-applet: 3,200 to 100,000 bytes, multiples of 320",
-        "mark": f"{_EXOTEL}websocket-protocol: mark",
-        "clear": f"{_EXOTEL}websocket-protocol: clear",
-        "dtmf": f"{_EXOTEL}websocket-protocol: dtmf",
-        "ids": f"{_EXOTEL}websocket-protocol: stream_sid",
-        "close": f"{_EXOTEL}stream-voicebot-applet: next applet",
-    },
-    "twilio": {
-        **_GENERAL,
-        "auth": "Twilio, Security: X-Twilio-Signature",
-        "start": f"{_TWILIO}websocket-messages: connected, start, media",
-        "messages": f"{_TWILIO}websocket-messages: messages to Twilio",
-        "media": f"{_TWILIO}websocket-messages: media",
-        "encoding": f"{_TWILIO}websocket-messages: audio/x-mulaw, 8 kHz, base64, no header",
-        "mark": f"{_TWILIO}websocket-messages: mark",
-        "clear": f"{_TWILIO}websocket-messages: clear",
-        "dtmf": f"{_TWILIO}websocket-messages: dtmf",
-        "ids": f"{_TWILIO}websocket-messages: streamSid",
-        "close": "Twilio, TwiML <Stream>: the next verb",
-    },
-}
+DOCUMENTS: dict[str, dict[str, str]] = {name: _GENERAL | platform.documents for name, platform in DIALECTS.items()}
 
 
 def finding(
@@ -144,8 +113,23 @@ def finding(
     """The finding `code`, seen in `traces`; `severity` and `remedy` where this one is not as its rule says."""
     usual, topic, usual_remedy = RULES[code]
     scenarios = tuple(dict.fromkeys(trace.scenario for trace in traces))
-    where = DOCUMENTS.get(dialect, _GENERAL).get(topic, "")
-    return Finding(severity or usual, code, scenarios, seen, where, remedy or usual_remedy)
+    where = DOCUMENTS[dialect].get(topic, "")
+    said = _spelled(dialect, seen), _spelled(dialect, remedy or usual_remedy)
+    return Finding(severity or usual, code, scenarios, said[0], where, said[1])
+
+
+def _spelled(dialect: str, text: str) -> str:
+    """`text` with the platform's words for messages."""
+    platform = DIALECTS[dialect]
+    for ours, theirs in (
+        ("media", platform.media),
+        ("mark", platform.mark),
+        ("mark.name", platform.mark_name),
+        ("clear", platform.clear),
+        ("returned mark", platform.returned),
+    ):
+        text = text.replace(f"`{ours}`", f"`{theirs}`")
+    return text
 
 
 def in_order(found: Iterable[Finding]) -> list[Finding]:

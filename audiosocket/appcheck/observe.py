@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 
 from audiosocket.appcheck.trace import Media, Named, Trace
-from audiosocket.dialects.base import Clear, Dialect, Ignored, Mark
+from audiosocket.dialects import DIALECTS
+from audiosocket.dialects.app_messages import UNREADABLE
+from audiosocket.dialects.base import Clear, Dialect, Ignored, Mark, Platform
 from audiosocket.g711 import Encoding
 
 KEPT_AUDIO_BYTES = 20_000_000
@@ -20,24 +22,18 @@ KEPT_NAMES = 20
 EXAMPLE_CHARACTERS = 100
 
 
-class _Glance(msgspec.Struct):
-    event: Any = None
-    stream_sid: Any = None
-    streamSid: Any = None
-    mark: Any = None
-
-
-_glance = msgspec.json.Decoder(_Glance).decode
+_SPELLINGS = sorted({platform.stream_id for platform in DIALECTS.values()})
 
 
 class Observer:
     """Puts the messages of one call on its trace. `dialect` is used to decode alone."""
 
-    def __init__(self, trace: Trace, dialect: Dialect) -> None:
+    def __init__(self, trace: Trace, dialect: Dialect, platform: Platform) -> None:
+        trace.stream_sid = dialect.stream_sid
         self._trace = trace
         self._dialect = dialect
+        self._platform = platform
         self._kept = 0
-        self._camel_case = False
         self._sample_bytes = 2 if dialect.encoding is Encoding.PCM16 else 1
 
     def text(self, message: bytes, at: float) -> None:
@@ -54,29 +50,26 @@ class Observer:
         elif isinstance(asked, bytes) and self._kept < KEPT_AUDIO_BYTES:
             self._kept += len(asked)
             trace.media.append(Media(at, asked, len(asked) * self._sample_bytes // 2))
-        self._ids(_glance(message))
+        self._ids(msgspec.json.decode(message))
 
     def binary(self) -> None:
         """A binary message."""
         self._count("binary", "")
 
     def sent(self, message: bytes, at: float) -> None:
-        """A message of ours other than media: the start names the stream, a mark goes back."""
-        glance = _glance(message)
-        if glance.event == "start":
-            self._camel_case = glance.streamSid is not None
-            self._trace.stream_sid = str(glance.streamSid if self._camel_case else glance.stream_sid)
-        elif glance.event == "mark" and isinstance(glance.mark, dict):
-            self._trace.echoes.append(Named(at, str(glance.mark.get("name"))))
+        """A message of ours other than media: a mark goes back."""
+        sent = msgspec.json.decode(message)
+        if sent["event"] == self._platform.returned:
+            self._trace.echoes.append(Named(at, str(_mark_name(sent))))
 
-    def _ids(self, glance: _Glance) -> None:
+    def _ids(self, message: dict[str, Any]) -> None:
         trace = self._trace
-        right, wrong = glance.stream_sid, glance.streamSid
-        if self._camel_case:
-            right, wrong = wrong, right
-        if right is None and wrong is not None:
-            trace.misspelt_sids += 1
-        sid = right if right is not None else wrong
+        sid = message.get(self._platform.stream_id)
+        for key in _SPELLINGS:
+            if sid is None and message.get(key) is not None:
+                sid = message[key]
+                trace.misspelt_sids += 1
+                trace.misspelt_key = key
         if sid is not None and sid != trace.stream_sid:
             sid = str(sid)[:EXAMPLE_CHARACTERS]
             if sid in trace.foreign_sids or len(trace.foreign_sids) < KEPT_NAMES:
@@ -84,12 +77,14 @@ class Observer:
 
     def _unusable(self, reason: str, message: bytes) -> None:
         try:
-            glance = _glance(message)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            glance = _Glance()
+            decoded = msgspec.json.decode(message)
+        except UNREADABLE:
+            decoded = None
+        found = decoded if isinstance(decoded, dict) else {}
+        event = found.get("event")
         if reason == "unknown_event" and len(self._trace.events) < KEPT_NAMES:
-            self._trace.events.add(str(glance.event)[:EXAMPLE_CHARACTERS])
-        if glance.event == "mark" and isinstance(glance.mark, dict) and not isinstance(glance.mark.get("name"), str):
+            self._trace.events.add(str(event)[:EXAMPLE_CHARACTERS])
+        if event == self._platform.mark and not isinstance(_mark_name(found), (str, type(None))):
             reason = "mark_name"
         self._count(reason, message[: EXAMPLE_CHARACTERS * 4].decode("utf-8", "replace")[:EXAMPLE_CHARACTERS])
 
@@ -97,3 +92,9 @@ class Observer:
         trace = self._trace
         trace.unusable[reason] = trace.unusable.get(reason, 0) + 1
         trace.examples.setdefault(reason, "".join(c if c.isprintable() else "." for c in example))
+
+
+def _mark_name(message: dict[str, Any]) -> Any:
+    """The name in a mark's message, which some protocols wrap up once more."""
+    body = message.get("mark", message)
+    return body.get("name") if isinstance(body, dict) else None

@@ -10,19 +10,18 @@ from statistics import median
 from audiosocket.appcheck.findings import Finding, Severity, finding
 from audiosocket.appcheck.trace import AUDIBLE_DBFS, SPURT_GAP_SECONDS, Trace
 from audiosocket.appcheck.voice import clipped_share, guess_encoding, level_dbfs
+from audiosocket.dialects import DIALECTS
 from audiosocket.g711 import Encoding
 
 SLOW_HANDSHAKE_MS = 3000
 CERTIFICATE_DAYS = 14
-CHUNK_MIN, CHUNK_MAX, CHUNK_UNIT = 3200, 100_000, 320
-"""Exotel's words for one media message: bytes of PCM16."""
 QUIET_DBFS, CLIPPED_SHARE = -38.0, 0.01
 
 _CAUSES = {
     "binary": "binary messages: nobody reads them",
     "bad_json": "messages are no JSON",
     "bad_base64": "media messages whose payload is no base64",
-    "bad_shape": "messages lack what their event needs (media.payload, mark.name)",
+    "bad_shape": "messages lack what their event needs (media.payload, `mark.name`)",
     "mark_name": "marks whose name is no string: they are ignored and never come back",
 }
 _SILENCING = (*_CAUSES, "unknown_event")
@@ -49,8 +48,9 @@ def judge_protocol(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:
     yield from _handshake(traces, case)
     yield from _messages(traces, case)
     yield from _ids(traces, case)
-    if case.dialect == "exotel":
-        yield from _chunks(traces, case)
+    documented = DIALECTS[case.dialect].chunk
+    if documented is not None:
+        yield from _chunks(traces, case, documented)
     yield from _sound(traces, case)
 
 
@@ -126,8 +126,8 @@ def _ids(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:
     ours = {trace.stream_sid for trace in traces}
     misspelt = [trace for trace in traces if trace.misspelt_sids]
     if misspelt:
-        wrong = "stream_sid" if case.dialect == "twilio" else "streamSid"
-        yield finding(case.dialect, "misspelt_sid", f"messages name their stream as {wrong}", misspelt)
+        seen = f"messages name their stream as {misspelt[0].misspelt_key}"
+        yield finding(case.dialect, "misspelt_sid", seen, misspelt)
     # The id of another call of ours is another matter: see `together`.
     invented = [trace for trace in traces if set(trace.foreign_sids) - ours]
     if invented:
@@ -136,7 +136,8 @@ def _ids(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:
         yield finding(case.dialect, "wrong_stream_sid", seen, invented)
 
 
-def _chunks(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:
+def _chunks(traces: Sequence[Trace], case: Case, documented: range) -> Iterator[Finding]:
+    least, most, unit = documented.start, documented.stop - 1, documented.step
     sizes = [media.size for trace in traces for media in trace.media if media.size]
     if not sizes:
         return
@@ -145,28 +146,28 @@ def _chunks(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:
     if odd:
         seen = f"{_share(len(odd), sizes)} end in the middle of a sample, such as one of {odd[0]:,} bytes"
         yield finding(case.dialect, "chunk_odd", seen, sending)
-    broken = [size for trace in traces for size in _unaligned(trace)]
+    broken = [size for trace in traces for size in _unaligned(trace, unit)]
     if broken:
         seen = (
-            f"{_share(len(broken), sizes)} are no multiple of 320 bytes though more audio follows, such as one of"
+            f"{_share(len(broken), sizes)} are no multiple of {unit} bytes though more audio follows, such as one of"
             f" {broken[0]:,}: the hosted platform plays a gap there"
         )
         yield finding(case.dialect, "chunk_unaligned", seen, sending)
-    big = [size for size in sizes if size > CHUNK_MAX]
+    big = [size for size in sizes if size > most]
     if big:
-        seen = f"{_share(len(big), sizes)} carry more than {CHUNK_MAX:,} bytes, up to {max(big):,}"
+        seen = f"{_share(len(big), sizes)} carry more than {most:,} bytes, up to {max(big):,}"
         yield finding(case.dialect, "chunk_big", seen, sending)
-    if median(sizes) < CHUNK_MIN:
-        seen = f"most media messages carry {median(sizes):,.0f} bytes; the documents ask for {CHUNK_MIN:,} at the least"
+    if median(sizes) < least:
+        seen = f"most media messages carry {median(sizes):,.0f} bytes; the documents ask for {least:,} at the least"
         yield finding(case.dialect, "chunk_small", seen, sending)
 
 
-def _unaligned(trace: Trace) -> list[int]:
+def _unaligned(trace: Trace, unit: int) -> list[int]:
     """Sizes of messages of whole samples that break the unit in the middle of an utterance."""
     breaks = sorted([mark.at for mark in trace.marks] + trace.clears)
     found = []
     for media, following in pairwise(trace.media):
-        if media.size % 2 or not media.size % CHUNK_UNIT:
+        if media.size % 2 or not media.size % unit:
             continue
         if following.at - media.at < SPURT_GAP_SECONDS and not any(media.at <= at <= following.at for at in breaks):
             found.append(media.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -76,7 +77,7 @@ class Lab:
             "leg_uuid": str(uuid.uuid4()),
             "stream_sid": stream_sid,
         }
-        spec = msgspec.structs.replace(self._spec, **ids)
+        spec = msgspec.structs.replace(self._spec, **ids, created_at_ms=time.time_ns() // 1_000_000)
         call = VirtualCall(spec, self._clock, trace)
         await call.open(self._dialler)
         return call

@@ -106,7 +106,7 @@ class Trace:
 
     scenario: str
     stream_sid: str = ""
-    """As it stands in the start message."""
+    """As messages give it."""
     number: int = 0
     """Which of the calls at once."""
     opened_at: float = 0.0
@@ -133,6 +133,8 @@ class Trace:
     """Stream ids other than this stream's, with the number of messages that carried them."""
     misspelt_sids: int = 0
     """Messages that name the stream in another protocol's spelling alone (`streamSid` for `stream_sid`)."""
+    misspelt_key: str = ""
+    """That spelling."""
     ending: Ending | None = None
     closing: Closing | None = None
     seconds: float = 0.0

@@ -81,7 +81,7 @@ def _dtmf(trace: Trace) -> str:
     onset = trace.onset_after(pressed)
     if onset is not None:
         return f"speaks {(onset - pressed) * 1000:,.0f} ms after the key"
-    return "sends `clear` at the key" if any(at >= pressed for at in trace.clears) else "no reaction to the key"
+    return "clears at the key" if any(at >= pressed for at in trace.clears) else "no reaction to the key"
 
 
 def _marks(trace: Trace) -> str:
@@ -98,10 +98,10 @@ def _barge_in(trace: Trace) -> str:
         return "there was nothing to interrupt"
     cleared = Spread.of(attempt.clear_ms for attempt in attempts if attempt.clear_ms is not None)
     if cleared is None:
-        return f"no `clear`; heard for {max(attempt.talked_on for attempt in attempts):.1f} s more"
+        return f"no clear; heard for {max(attempt.talked_on for attempt in attempts):.1f} s more"
     late = max(attempt.after_clear for attempt in attempts)
     behind = f", {late:.1f} s of audio behind it" if late else ", nothing behind it"
-    return f"`clear` {milliseconds(cleared)} after the caller's first sound{behind}"
+    return f"cleared {milliseconds(cleared)} after the caller's first sound{behind}"
 
 
 def _hangup(trace: Trace) -> str:

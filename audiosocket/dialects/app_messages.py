@@ -30,36 +30,51 @@ _decode = msgspec.json.Decoder(_AppMessage).decode
 _CLEAR = Clear()
 _BAD_JSON = Ignored("bad_json")
 _BAD_BASE64 = Ignored("bad_base64")
-_BAD_SHAPE = Ignored("bad_shape")
-_UNKNOWN_EVENT = Ignored("unknown_event")
+BAD_SHAPE = Ignored("bad_shape")
+UNKNOWN_EVENT = Ignored("unknown_event")
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a decoder of messages raises; a `ValidationError` is a `DecodeError`."""
+
+
+def unreadable(error: Exception) -> Ignored:
+    """What is told of a message that cannot be decoded, or lacks what its event needs."""
+    if not isinstance(error, msgspec.ValidationError):
+        return _BAD_JSON
+    return _BAD_BASE64 if "$.media.payload" in str(error) else BAD_SHAPE
 
 
 class AppMessages:
     """Reads the messages of the application of one stream."""
 
-    __slots__ = ("_stream_sid", "oddities")
+    __slots__ = ("oddities", "stream_sid")
 
     def __init__(self, stream_sid: str) -> None:
-        self._stream_sid = stream_sid
+        self.stream_sid = stream_sid
         self.oddities: dict[str, int] = {}
 
     def decode(self, message: bytes) -> AppMessage:
         """A message; `bytes` is the payload of a media message as it was sent. Never raises."""
         try:
             decoded = _decode(message)
-        except msgspec.ValidationError as error:
-            return _BAD_BASE64 if "$.media.payload" in str(error) else _BAD_SHAPE
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return _BAD_JSON
+        except UNREADABLE as error:
+            return unreadable(error)
         sid = decoded.stream_sid if decoded.stream_sid is not None else decoded.streamSid
-        if sid is not None and sid != self._stream_sid:
+        if sid is not None and sid != self.stream_sid:
             # The platforms ignore the field; a known client sends one of its own making.
-            self.oddities["wrong_stream_sid"] = self.oddities.get("wrong_stream_sid", 0) + 1
+            self.odd("wrong_stream_sid")
         event = decoded.event
         if event == "media":
-            return _BAD_SHAPE if decoded.media is None else decoded.media.payload
+            return BAD_SHAPE if decoded.media is None else decoded.media.payload
         if event == "mark":
-            return _BAD_SHAPE if decoded.mark is None else Mark(decoded.mark.name)
+            return BAD_SHAPE if decoded.mark is None else Mark(decoded.mark.name)
         if event == "clear":
             return _CLEAR
-        return _UNKNOWN_EVENT
+        return UNKNOWN_EVENT
+
+    def odd(self, what: str) -> None:
+        """Counts what is against the protocol and does no harm."""
+        self.oddities[what] = self.oddities.get(what, 0) + 1
+
+    def cleared(self) -> bytes:
+        return b""

@@ -6,6 +6,7 @@ then happens, and the application stream carries the bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -79,6 +80,8 @@ class Dialect(Protocol):
     """Whether marks whose audio was dropped are returned."""
     url: str
     """What is dialled."""
+    stream_sid: str
+    """The stream's id as the messages give it."""
     oddities: dict[str, int]
     """What the application does against the protocol without harm, counted."""
 
@@ -100,8 +103,11 @@ class Dialect(Protocol):
     def mark(self, name: str) -> bytes:
         """The audio before the application's mark has been played."""
 
+    def cleared(self) -> bytes:
+        """What the application's clear dropped is dropped; empty where the protocol does not say so."""
+
     def stop(self, reason: str) -> bytes:
-        """The stream ends; `reason` is `callended` or `stopped`."""
+        """The stream ends; `reason` is `callended` or `stopped`. Empty where the protocol does not say so."""
 
     def decode(self, message: bytes) -> AppMessage:
         """A message of the application. Never raises: what cannot be used is `Ignored`."""
@@ -122,3 +128,36 @@ class UrlLookup(Protocol):
     def url_answer(self, spec: CallSpec, status: int, body: bytes) -> CallSpec:
         """The spec with the URL and the credentials that the answer names. Raises `ValueError`, whose text repeats
         nothing of the answer, since it may hold secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What all streams of a protocol have in common: its entry in the registry (`audiosocket.dialects.DIALECTS`)."""
+
+    name: str
+    """The `dialect` of an application."""
+    title: str
+    """What the platform is called in sentences."""
+    open: Callable[[CallSpec], Dialect]
+    """Begins one stream. Raises `ValueError` for an option that is not known."""
+    account_sid: str
+    """The account of calls without a configured application, in the platform's form."""
+    documents: dict[str, str]
+    """Where the platform's documents speak of a topic of `audiosocket.appcheck.findings`."""
+    signs: bool = False
+    """Whether a token signs the handshake; where not, it is authorised with `KEY:TOKEN`."""
+    query: bool = True
+    """Whether the URL may have a query."""
+    stream_id: str = "streamSid"
+    """The key under which the messages name their stream."""
+    media: str = "media"
+    """The application's event for audio, and so on."""
+    mark: str = "mark"
+    mark_name: str = "mark.name"
+    clear: str = "clear"
+    returned: str = "mark"
+    """The event with which a mark comes back."""
+    chunk: range | None = None
+    """Bytes of audio in a message of the application, where the documents set a least, a most and a unit."""
+    url_lookup: UrlLookup | None = None
+    """How a URL to dial is asked for, where the platform does."""

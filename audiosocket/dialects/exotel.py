@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from audiosocket.callspec import CallSpec
+from audiosocket.dialects import exotel_http
 from audiosocket.dialects.app_messages import AppMessages
-from audiosocket.dialects.base import HttpRequest, StreamEnd
+from audiosocket.dialects.base import HttpRequest, Platform, StreamEnd
 from audiosocket.dialects.exotel_http import basic_authorization, number_shown, passthru
 from audiosocket.g711 import Encoding
 from audiosocket.settings import ExotelOptions, query_parameters
@@ -121,8 +122,35 @@ class ExotelDialect(AppMessages):
         self._sequence += 1
         number = self._count(self._sequence)
         return msgspec.json.encode(
-            {"event": event, "sequence_number": number, "stream_sid": self._stream_sid, event: body}
+            {"event": event, "sequence_number": number, "stream_sid": self.stream_sid, event: body}
         )
 
     def _count(self, number: int) -> str | int:
         return str(number) if self._options.counters == "string" else number
+
+
+_DOCUMENT = "Exotel AgentStream, "
+EXOTEL = Platform(
+    name="exotel",
+    title="Exotel",
+    open=ExotelDialect,
+    account_sid="trunkbridge",
+    stream_id="stream_sid",
+    url_lookup=exotel_http,
+    chunk=range(3200, 100_001, 320),
+    documents={
+        "handshake": f"{_DOCUMENT}developer-guide: the handshake is over within 10 s",
+        "tls": f"{_DOCUMENT}extension guide: valid public certificate",
+        "auth": f"{_DOCUMENT}stream-voicebot-applet: authentication",
+        "start": f"{_DOCUMENT}websocket-protocol: connected, start, media",
+        "messages": f"{_DOCUMENT}websocket-protocol: messages to Exotel are JSON text",
+        "media": f"{_DOCUMENT}websocket-protocol: media",
+        "encoding": f"{_DOCUMENT}stream-voicebot-applet: PCM, 16 bits, 8 kHz, little-endian, base64",
+        "chunk": f"{_DOCUMENT}stream-voicebot-applet: 3,200 to 100,000 bytes, multiples of 320",
+        "mark": f"{_DOCUMENT}websocket-protocol: mark",
+        "clear": f"{_DOCUMENT}websocket-protocol: clear",
+        "dtmf": f"{_DOCUMENT}websocket-protocol: dtmf",
+        "ids": f"{_DOCUMENT}websocket-protocol: stream_sid",
+        "close": f"{_DOCUMENT}stream-voicebot-applet: next applet",
+    },
+)

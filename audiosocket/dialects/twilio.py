@@ -18,7 +18,7 @@ import msgspec
 
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects.app_messages import AppMessages
-from audiosocket.dialects.base import AppMessage, HttpRequest, StreamEnd
+from audiosocket.dialects.base import AppMessage, HttpRequest, Platform, StreamEnd
 from audiosocket.g711 import Encoding, ulaw_to_pcm
 from audiosocket.settings import TwilioOptions
 from audiosocket.wire import FRAME_MS
@@ -63,7 +63,7 @@ class TwilioDialect(AppMessages):
         self._chunk = 0
         self._next_ms = 0
         # The message with its four values left open; a stream id from elsewhere must not bring a % of its own.
-        sid = msgspec.json.encode(self._stream_sid).replace(b"%", b"%%")
+        sid = msgspec.json.encode(self.stream_sid).replace(b"%", b"%%")
         self._media = (
             b'{"event":"media","sequenceNumber":"%%d","media":{"track":"inbound","chunk":"%%d","timestamp":"%%d",'
             b'"payload":"%%b"},"streamSid":%b}' % sid
@@ -89,13 +89,13 @@ class TwilioDialect(AppMessages):
             parameters[options.callee_parameter] = spec.callee
         start: dict[str, Any] = {
             "accountSid": spec.account_sid,
-            "streamSid": self._stream_sid,
+            "streamSid": self.stream_sid,
             "callSid": self._call_sid,
             "tracks": ["inbound"],
             "mediaFormat": _MEDIA_FORMAT,
             "customParameters": parameters,
         }
-        message = {"event": "start", "sequenceNumber": "1", "start": start, "streamSid": self._stream_sid}
+        message = {"event": "start", "sequenceNumber": "1", "start": start, "streamSid": self.stream_sid}
         return [_CONNECTED, msgspec.json.encode(message)]
 
     def media(self, audio: bytes) -> bytes:
@@ -139,7 +139,7 @@ class TwilioDialect(AppMessages):
         form = {
             "AccountSid": spec.account_sid,
             "CallSid": self._call_sid,
-            "StreamSid": self._stream_sid,
+            "StreamSid": self.stream_sid,
             "StreamEvent": event,
             "Timestamp": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
@@ -156,10 +156,33 @@ class TwilioDialect(AppMessages):
         self._sequence += 1
         number = str(self._sequence)
         return msgspec.json.encode(
-            {"event": event, "sequenceNumber": number, "streamSid": self._stream_sid, event: body}
+            {"event": event, "sequenceNumber": number, "streamSid": self.stream_sid, event: body}
         )
 
 
 def _signature(auth_token: str, signed: str) -> str:
     """What lets the application know who asks; of a handshake, which is a GET, only the URL is signed."""
     return b64encode(hmac.digest(auth_token.encode(), signed.encode(), "sha1")).decode()
+
+
+_DOCUMENT = "Twilio Media Streams, "
+TWILIO = Platform(
+    name="twilio",
+    title="Twilio",
+    open=TwilioDialect,
+    account_sid="AC" + "0" * 32,
+    signs=True,
+    query=False,
+    documents={
+        "auth": "Twilio, Security: X-Twilio-Signature",
+        "start": f"{_DOCUMENT}websocket-messages: connected, start, media",
+        "messages": f"{_DOCUMENT}websocket-messages: messages to Twilio",
+        "media": f"{_DOCUMENT}websocket-messages: media",
+        "encoding": f"{_DOCUMENT}websocket-messages: audio/x-mulaw, 8 kHz, base64, no header",
+        "mark": f"{_DOCUMENT}websocket-messages: mark",
+        "clear": f"{_DOCUMENT}websocket-messages: clear",
+        "dtmf": f"{_DOCUMENT}websocket-messages: dtmf",
+        "ids": f"{_DOCUMENT}websocket-messages: streamSid",
+        "close": "Twilio, TwiML <Stream>: the next verb",
+    },
+)

@@ -1,5 +1,5 @@
-"""A voice bot as a pipecat user writes it for Exotel or Twilio: the package's own runner parsing, serializers and
-transport.
+"""A voice bot as a pipecat user writes it for Exotel, Plivo or Twilio: the package's own runner parsing, serializers
+and transport.
 
     python -m tests.clients.pipecat_bot PORT
 
@@ -23,6 +23,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.runner.utils import parse_telephony_websocket
 from pipecat.serializers.base_serializer import FrameSerializer
 from pipecat.serializers.exotel import ExotelFrameSerializer
+from pipecat.serializers.plivo import PlivoFrameSerializer
 from pipecat.serializers.twilio import TwilioFrameSerializer
 from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams, FastAPIWebsocketTransport
 from pipecat.workers.runner import WorkerRunner
@@ -67,18 +68,18 @@ class Bot(FrameProcessor):  # type: ignore[misc]
 
 
 def serializer(provider: str, stream_id: str, call_id: str) -> FrameSerializer:
-    if provider == "twilio":
-        # Hanging up by Twilio's REST API would reach Twilio; the end of the WebSocket ends the call just as well.
-        params = TwilioFrameSerializer.InputParams(auto_hang_up=False)
-        return TwilioFrameSerializer(stream_id, call_id, params=params)
-    return ExotelFrameSerializer(stream_id, call_id)
+    if provider == "exotel":
+        return ExotelFrameSerializer(stream_id, call_id)
+    # Hanging up by a platform's REST API would reach the platform; the end of the WebSocket ends the call just as well.
+    kind = {"plivo": PlivoFrameSerializer, "twilio": TwilioFrameSerializer}[provider]
+    return kind(stream_id, call_id, params=kind.InputParams(auto_hang_up=False))
 
 
 @app.websocket("/ws")
 async def serve(websocket: WebSocket) -> None:
     await websocket.accept()
     provider, call = await parse_telephony_websocket(websocket)
-    tell(event="start", provider=provider, **{"from": call["from"], "to": call["to"], "call_id": call["call_id"]})
+    tell(event="start", provider=provider, call_id=call["call_id"], **{"from": call.get("from"), "to": call.get("to")})
     transport = FastAPIWebsocketTransport(
         websocket=websocket,
         params=FastAPIWebsocketParams(

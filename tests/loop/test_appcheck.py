@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import pytest
 from aiohttp import web
 
 from audiosocket.appcheck.check import Outcome, check
-from audiosocket.appcheck.findings import Severity
+from audiosocket.appcheck.findings import DOCUMENTS, Severity
 from audiosocket.appcheck.scenarios import SCENARIOS, Pace
 from audiosocket.appcheck.trace import Farewell, Trace
 from audiosocket.callspec import CallSpec
+from audiosocket.g711 import pcm_to_ulaw
 from tests.appcheck_apps import Manners, bot, serving
 from tests.media import call_spec
 from tools.apps.conversation import Script, Turn, conversation
@@ -173,6 +176,37 @@ async def test_the_other_dialect_is_spoken_too() -> None:
     assert not found.traces[0].foreign_sids
     assert not found.traces[0].misspelt_sids
     assert heard[1]["start"]["mediaFormat"]["encoding"] == "audio/x-mulaw"
+
+
+async def test_plivo_s_words_are_understood_and_used() -> None:
+    voice = tone(500, 2.4).tobytes()
+
+    async def serve(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            heard = json.loads(message.data)
+            if heard["event"] == "start":
+                payload = base64.b64encode(pcm_to_ulaw(voice)).decode()
+                media = {"contentType": "audio/x-mulaw", "sampleRate": 8000, "payload": payload}
+                await socket.send_json({"event": "playAudio", "media": media})
+                await socket.send_json({"event": "checkpoint", "streamId": heard["start"]["streamId"], "name": "a"})
+                await socket.send_json({"event": "checkpoint", "streamSid": "mine", "name": 7})
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/bot", serve)
+    async with serving(app) as url:
+        found = await checked(call_spec(url=url, dialect="plivo"), "greeting", "barge-in")
+    trace = found.traces[0]
+    assert [len(media.pcm) for media in trace.media] == [len(voice)]
+    assert [mark.name for mark in trace.marks] == [echo.name for echo in trace.echoes] == ["a"]
+    assert uuid.UUID(trace.stream_sid).version == 4
+    assert not trace.misspelt_sids
+    assert codes(found) == {"mark_name", "no_clear"}
+    remedies = {one.code: (one.remedy, one.documents) for one in found.findings}
+    assert "`clearAudio`" in remedies["no_clear"][0]
+    assert remedies["mark_name"] == ("Make `name` a string.", DOCUMENTS["plivo"]["mark"])
 
 
 async def test_the_command_prints_writes_and_exits_with_1(tmp_path: Path) -> None:

@@ -450,6 +450,43 @@ async def test_a_call_in_twilio_s_words() -> None:
     assert "hunter2" not in str(report)
 
 
+async def test_a_call_in_plivo_s_words() -> None:
+    async with rig() as r:
+        channel = await r.talking(dialect="plivo", account_sid="MA" + "5" * 18, credentials="hunter2")
+        for number in range(5):
+            channel.send(wire.KIND_AUDIO, bytes([number]) * 160)
+            await asyncio.sleep(0.02)
+        channel.send(wire.KIND_DTMF, b"7")
+        media = {"contentType": "audio/x-mulaw", "sampleRate": 8000}
+        payload, longer = (base64.b64encode(b"\x80" * size).decode() for size in (320, 16_000))
+        await r.app.send({"event": "playAudio", "media": media | {"payload": payload}})
+        await r.app.send({"event": "checkpoint", "name": "end"})
+        await until(lambda: r.app.events("playedStream"), "the checkpoint reached")
+        assert channel.audio() == [(32124).to_bytes(2, "little") * 160] * 2
+        await r.app.send({"event": "playAudio", "media": media | {"payload": longer}})
+        await r.app.send({"event": "checkpoint", "name": "cut"})
+        await r.app.send({"event": "clearAudio"})
+        await until(lambda: r.app.events("clearedAudio"), "the clear confirmed")
+        await channel.hang_up()
+        report = await r.report()
+        await until(lambda: r.app.closed, "socket closed")
+    messages = r.app.messages
+    assert "X-Plivo-Signature-V3-Nonce" in r.app.requests[0].headers
+    assert messages[0]["event"] == "start"
+    sid = messages[0]["start"]["streamId"]
+    assert {message["streamId"] for message in messages[1:]} == {sid}
+    assert [message["sequenceNumber"] for message in messages] == list(range(1, len(messages) + 1))
+    heard = [base64.b64decode(message["media"]["payload"]) for message in r.app.events("media")]
+    assert heard[:5] == [bytes([number]) * 160 for number in range(5)]
+    assert r.app.events("dtmf")[0]["dtmf"]["digit"] == "7"
+    # What was before the second checkpoint was never played; and Plivo has no stop message.
+    assert [message["name"] for message in r.app.events("playedStream")] == ["end"]
+    assert not r.app.events("stop")
+    assert r.app.close_code == 1000
+    assert (report.reason, report.figures.ignored, report.figures.clears) == ("leg_closed", {}, 1)
+    assert "hunter2" not in str(report)
+
+
 async def test_many_calls_come_and_go_and_nothing_is_left() -> None:
     async with rig() as r:
         for _ in range(5):

@@ -44,7 +44,7 @@ from audiosocket.appcheck.voice import (
 )
 from audiosocket.appcheck.words import outcome
 from audiosocket.callspec import MediaFigures
-from audiosocket.dialects import open_dialect
+from audiosocket.dialects import DIALECTS, open_dialect
 from audiosocket.errors import ConfigError
 from audiosocket.g711 import Encoding, pcm_to_ulaw, ulaw_to_pcm
 from tests.media import call_spec
@@ -357,7 +357,7 @@ def test_every_rule_has_its_documents_and_the_worst_comes_first() -> None:
 def test_messages_are_put_on_record() -> None:
     spec = call_spec()
     seen = Trace("speech")
-    observer = Observer(seen, open_dialect(spec))
+    observer = Observer(seen, open_dialect(spec), DIALECTS[spec.dialect])
     for message in open_dialect(spec).opening():
         observer.sent(message, 0.0)
     assert seen.stream_sid == spec.stream_sid
@@ -387,7 +387,7 @@ def test_messages_are_put_on_record() -> None:
 def test_sizes_are_those_of_the_dialect() -> None:
     spec = call_spec(dialect="twilio")
     seen = Trace("speech")
-    observer = Observer(seen, open_dialect(spec))
+    observer = Observer(seen, open_dialect(spec), DIALECTS[spec.dialect])
     for message in open_dialect(spec).opening():
         observer.sent(message, 0.0)
     observer.text(b'{"event":"media","streamSid":"MZ%s","media":{"payload":"////"}}' % spec.stream_sid.encode(), 0.5)
@@ -468,7 +468,7 @@ def test_every_scenario_has_words() -> None:
         (["ws://h/", "--credentials-file", "EMPTY"], "exactly one non-empty line"),
         (["ws://h/", "--parameter", "=x"], "expected KEY=VALUE"),
         (["ws://h/", "--speech", "EMPTY"], "not readable as a WAV file"),
-        (["wss://h/?a=b", "--dialect", "twilio"], "neither credentials nor a query"),
+        (["wss://h/?a=b", "--dialect", "twilio"], "Twilio allows no query"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], complaint: str, tmp_path: Path) -> None:

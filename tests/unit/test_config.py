@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ari_app.settings import Config, ExotelApplication, TwilioApplication, load
+from ari_app.settings import Config, ExotelApplication, PlivoApplication, TwilioApplication, load
 from audiosocket.errors import ConfigError
 from audiosocket.runtime.config import MAX_FILE_BYTES, MAX_PROBLEMS, validate
 from audiosocket.settings import CONTROL_SECTIONS, NodeSettings, load_node, split_host_port
@@ -377,7 +377,7 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
         "ws://h/" + "x" * 600,
         "applications.echo.url: found 'ws://...': String should have at most",
     ),
-    (("applications", "echo", "dialect"), "sip", "echo.dialect: found 'sip': Input should be 'exotel' or 'twilio'"),
+    (("applications", "echo", "dialect"), "sip", "echo.dialect: found 'sip': Input should be 'exotel', "),
     (
         ("applications", "echo", "dialect_options"),
         {"frame_ms": 30},
@@ -500,15 +500,58 @@ def test_an_application_of_twilio_s(write: Write) -> None:
         ),
         (
             twilio(dialect=None, account_sid=None, auth_token="hunter2"),
-            "applications.bot: auth_token belongs to dialect twilio: remove it, or set dialect: twilio",
+            "applications.bot: auth_token belongs to dialect plivo or twilio: remove it, or set dialect: plivo or",
         ),
         (twilio(dialect="exotel"), "applications.bot.account_sid: found 'AC555"),
-        (twilio(dialect=" twilio"), "applications.bot.dialect: found ' twilio': Input should be 'exotel' or 'twilio'"),
-        (twilio(dialect=["twilio"]), "applications.bot.dialect: Input should be 'exotel' or 'twilio'"),
+        (twilio(dialect=" twilio"), "applications.bot.dialect: found ' twilio': Input should be 'exotel', "),
+        (twilio(dialect=["twilio"]), "applications.bot.dialect: Input should be 'exotel', "),
         ("wss://app.example/media", "applications.bot: found 'wss://...': Input should be a valid dictionary"),
     ],
 )
 def test_an_application_whose_dialect_does_not_fit(write: Write, application: Any, expected: str) -> None:
+    text = refusal(write(changed((("applications", "bot"), application))))
+    assert expected in text
+    assert "hunter2" not in text
+
+
+def plivo(**changes: Any) -> dict[str, Any]:
+    """An application that speaks Plivo's protocol."""
+    return {"url": "wss://app.example/ws?body=x", "dialect": "plivo", "account_sid": "MA" + "5" * 18} | changes
+
+
+def test_an_application_of_plivo_s(write: Write) -> None:
+    application = plivo(
+        auth_token={"file": ".run/secrets/ari"}, dialect_options={"content_type": "audio/x-l16;rate=8000"}
+    )
+    loaded = load(write(changed((("applications", "bot"), application)))).applications["bot"]
+    assert isinstance(loaded, PlivoApplication)
+    secret = loaded.handshake_secret()
+    assert secret is not None
+    assert secret.get_secret_value() == SECRETS["ari"]
+
+
+@pytest.mark.parametrize(
+    ("application", "expected"),
+    [
+        (plivo(account_sid=ACCOUNT), "applications.bot.account_sid: found 'AC555"),
+        (plivo(url="wss://key:hunter2@app.example/"), "the URL carries credentials: remove them, Plivo signs instead"),
+        (plivo(custom_parameters={"a b": "c"}), "custom_parameters: 'a b' is no name for Plivo: use letters, digits"),
+        (plivo(custom_parameters={"a": "é" * 300}), "custom_parameters are too long: Plivo allows 512 bytes in all"),
+        (
+            plivo(custom_parameters={"to": "x"}, dialect_options={"callee_parameter": "to"}),
+            "custom_parameters.to: dialect_options puts a number there: rename one",
+        ),
+        (
+            plivo(dialect_options={"content_type": "audio/x-l16;rate=11025"}),
+            "applications.bot.dialect_options.content_type: found 'audio/x-l16;rate=11025': Input should be",
+        ),
+        (
+            plivo(credentials={"env": "PATH"}),
+            "credentials belongs to dialect exotel: remove it, or set dialect: exotel",
+        ),
+    ],
+)
+def test_an_application_that_is_not_plivo_s(write: Write, application: Any, expected: str) -> None:
     text = refusal(write(changed((("applications", "bot"), application))))
     assert expected in text
     assert "hunter2" not in text

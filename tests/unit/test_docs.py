@@ -21,16 +21,16 @@ from ari_app.call.routing import NotAdmitted
 from ari_app.cli.main import trunkbridge
 from ari_app.domain.hangup import Cause
 from ari_app.settings import (
+    APPLICATIONS,
     AsteriskSettings,
     ControllerSettings,
-    ExotelApplication,
     PhoneSettings,
     RouteSettings,
     TrunkSettings,
-    TwilioApplication,
 )
 from audiosocket.callspec import CallReport, CallSpec, EndReason, MediaFigures, WorkerInfo
-from audiosocket.settings import ExotelOptions, GatewaySettings, LogSettings, NodeSettings, StoreUrls, TwilioOptions
+from audiosocket.dialects import DIALECTS
+from audiosocket.settings import GatewaySettings, LogSettings, NodeSettings, StoreUrls
 
 pytestmark = pytest.mark.unit
 
@@ -97,6 +97,20 @@ def shown(field: FieldInfo) -> str:
     return f"{value:g}" if isinstance(value, float) else f"{value}" if isinstance(value, int) else f"`{value}`"
 
 
+def of_applications() -> Iterator[tuple[str, FieldInfo]]:
+    """The keys of applications of all dialects; where defaults differ, that of the first."""
+    found: dict[str, FieldInfo] = {}
+    for model in APPLICATIONS.values():
+        found = dict(fields(model)) | found
+    yield from found.items()
+
+
+def options(dialect: str) -> type[BaseModel]:
+    kind = APPLICATIONS[dialect].model_fields["dialect_options"].annotation
+    assert isinstance(kind, type)
+    return kind
+
+
 SECTIONS = {
     "## Top": [
         *fields(NodeSettings, without=("store", "log", "gateway")),
@@ -107,9 +121,8 @@ SECTIONS = {
     "## asterisk": [*fields(AsteriskSettings)],
     "## trunks": [*fields(TrunkSettings)],
     "## phones": [*fields(PhoneSettings)],
-    "## applications": [*(dict(fields(TwilioApplication)) | dict(fields(ExotelApplication))).items()],
-    "### dialect_options of exotel": [*fields(ExotelOptions)],
-    "### dialect_options of twilio": [*fields(TwilioOptions)],
+    "## applications": [*of_applications()],
+    **{f"### dialect_options of {name}": [*fields(options(name))] for name in DIALECTS},
     "## routes": [*fields(RouteSettings)],
     "## gateway": [*fields(GatewaySettings)],
     "## controller": [*fields(ControllerSettings)],
@@ -137,6 +150,15 @@ def test_no_section_of_the_file_is_left_out() -> None:
 
     documented = {heading.strip("# ") for heading in SECTIONS} | {"node", "state_dir", "store", "log"}
     assert set(Config.model_fields) <= documented
+
+
+def test_every_dialect_is_a_setting_and_has_its_page() -> None:
+    assert sorted(APPLICATIONS) == sorted(DIALECTS)
+    for name, model in APPLICATIONS.items():
+        assert sorted(get_args(model.model_fields["dialect"].annotation)) == sorted(DIALECTS)
+        assert name in text(f"protocol-{name}.md")
+    for page in ("configuration.md", "cli.md", "appcheck.md"):
+        assert [name for name in DIALECTS if f"`{name}`" not in text(page)] == [], page
 
 
 # Commands
