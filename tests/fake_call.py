@@ -194,6 +194,7 @@ class Neighbours:
             ended_at_ms=1,
             figures=MediaFigures(frames_played=7),
             milestones=[Milestone(1, "ended", {"reason": reason.value})],
+            recording="/recordings/2026-01-02/0123.wav",
         )
 
     @property

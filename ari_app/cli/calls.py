@@ -254,6 +254,8 @@ def _show_record(row: CallRow) -> None:
         click.echo(f"result: {row.result}, {row.reason}{f' ({row.detail})' if row.detail else ''}")
     if row.hangup_cause is not None:
         click.echo(f"hangup cause: {describe(row.hangup_cause)}")
+    if row.recording:
+        click.echo(f"recording: {row.recording}")
 
 
 def _show_event(event: CallEvent, began: datetime) -> None:

@@ -87,7 +87,7 @@ class Story:
         for event in report_events(report):
             self._writer.event(event)
         # At once: the report is acknowledged when this is stored, and the controller may be gone before the call is.
-        self.update(media=report.figures)
+        self.update(media=report.figures, recording=report.recording or None)
 
     def close(self, state: str, termination: Termination) -> None:
         """The call is over."""

@@ -42,6 +42,8 @@ class CallRow:
     hangup_cause: int | None = None
     """ITU-T Q.850."""
     media: MediaFigures | None = None
+    recording: str | None = None
+    """Path on the worker's node, or URL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

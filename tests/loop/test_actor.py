@@ -471,7 +471,8 @@ async def test_a_report_for_a_call_of_an_earlier_controller_completes_its_record
         pbx.report("leg")
         await pbx.over()
     assert [row.media is not None for row in pbx.records.rows] == [False, True]
-    assert pbx.records.rows[-1] == dataclasses.replace(row, media=pbx.records.rows[-1].media)
+    recording = "/recordings/2026-01-02/0123.wav"
+    assert pbx.records.rows[-1] == dataclasses.replace(row, media=pbx.records.rows[-1].media, recording=recording)
 
 
 async def test_figures_are_stored_when_they_come(pbx: Neighbours) -> None:

@@ -69,6 +69,7 @@ async def test_every_field_comes_back_as_it_went(writer, pool):
         reason="caller_hangup",
         detail="Normal Clearing",
         hangup_cause=16,
+        recording="/var/lib/trunkbridge/recordings/2026-01-02/0123.wav",
         media=MediaFigures(caller_frames=7, frames_dropped={"late": 2}, connect_ms=812),
     )
     told = event(whole.call_id, 3, from_state="a", to_state="b", cause="x", detail={"n": [1, {"k": None}]})
