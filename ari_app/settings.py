@@ -27,6 +27,7 @@ from audiosocket.settings import (
     check_parameters,
     check_rate,
     is_http,
+    absolute_paths,
     query_parameters,
     split_url,
 )
@@ -175,6 +176,9 @@ class _Application(Settings):
                 raise ValueError("the URL carries credentials: remove them, a token may be part of path or query")
             check_http(value)
         return value
+
+    record: bool = False
+    """Whether its calls are recorded (see docs/recording.md)."""
 
     @field_validator("url")
     @classmethod
@@ -412,4 +416,4 @@ class Config(NodeSettings):
 def load(path: Path) -> Config:
     """The configuration at `path`, checked. Raises `ConfigError` with one line per problem."""
     config = validate(Config, read_yaml(path), path)
-    return config.model_copy(update={"state_dir": path.parent.absolute() / config.state_dir})
+    return config.model_copy(update=absolute_paths(config, path))

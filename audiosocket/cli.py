@@ -15,6 +15,7 @@ from audiosocket.address import split_address
 from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.dialects import DIALECTS
 from audiosocket.errors import ConfigError
+from audiosocket.recording.recordings import RecordingOptions
 from audiosocket.registry import open_registry
 from audiosocket.runtime import logs
 from audiosocket.runtime.config import secret_file
@@ -128,6 +129,18 @@ def _node_options(settings: NodeSettings, index: int) -> WorkerOptions:
         capacity=gateway.capacity,
         drain_seconds=gateway.drain_seconds,
         allow=list(gateway.allow),
+        recordings=_recordings(settings),
+    )
+
+
+def _recordings(settings: NodeSettings) -> RecordingOptions:
+    found = settings.gateway.recordings
+    return RecordingOptions(
+        directory=found.directory or settings.state_dir / "recordings",
+        url_base=found.url_base or "",
+        min_free_mb=found.min_free_mb,
+        retain_days=found.retain_days,
+        prepare=found.directory is not None,
     )
 
 

@@ -21,12 +21,14 @@ from audiosocket.durations import TurnTimes
 from audiosocket.errors import ApplicationError, ConfigError
 from audiosocket.legs.audiosocket import AudioSocketLeg
 from audiosocket.platform_http import PlatformHttp, StreamCallbacks
+from audiosocket.recording.recordings import BLOCK_MS, Recording, Recordings
 from audiosocket.session import Session
 
 RETRY_SECONDS = 0.2
 """Pause before the handshake is tried again."""
 MAX_MILESTONES = 200
 """Bound of a call's story: an application that clears ten times a second must not fill the store."""
+_ALWAYS_TOLD = ("ended", "recording_ended", "recording_incomplete")
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +48,7 @@ class MediaCall:
         dialler: Dialler,
         times: TurnTimes,
         http: PlatformHttp,
+        recordings: Recordings | None = None,
     ) -> None:
         self.spec = spec
         self.end_reason = EndReason.WORKER_STOPPED
@@ -55,6 +58,8 @@ class MediaCall:
         self._times = times
         self._http = http
         self._callbacks: StreamCallbacks | None = None
+        self._recordings = recordings
+        self._recording: Recording | None = None
         self._stream: AppStream | None = None
         self._session: Session | None = None
         self._started_ms = _now_ms()
@@ -86,13 +91,16 @@ class MediaCall:
             self._note("ended", {"reason": reason.value, "detail": detail})
             self._leg.hangup(self._leg.end_reason, self._leg.end_detail)
             self._leg.session = None
+            if self._recording is not None:
+                self._recording.close()
             if self._session is not None:
                 self._session.turns.end(self._session.ticks)
             try:
                 await self._end_stream(reason)
-                if self._callbacks is not None:
-                    self._callbacks.ended(reason, detail)
             finally:
+                await self._end_recording()
+                if self._callbacks is not None:
+                    self._callbacks.ended(reason, detail, self.recording)
                 summary = self.figures()
                 self._log.info(
                     "media_ended",
@@ -113,8 +121,14 @@ class MediaCall:
                         ended_at_ms=_now_ms(),
                         figures=summary,
                         milestones=self._milestones,
+                        recording=self.recording,
                     )
                 )
+
+    @property
+    def recording(self) -> str:
+        """Path or URL of the recording; empty: there is none."""
+        return "" if self._recording is None else self._recording.where
 
     def figures(self) -> MediaFigures:
         """What has been carried so far."""
@@ -164,6 +178,9 @@ class MediaCall:
             self._callbacks = StreamCallbacks(self._http, dialect, spec.call_id)
         session = self._session = Session(spec, dialect, self._send, self._note, self._times)
         self._leg.session = session
+        if self.spec.recording and self._recordings is not None:
+            self._recording = self._recordings.begin(self.spec.call_sid, self.spec.media_format, self._recording_over)
+            session.recorder = self._recording.recorder
         stream = await self._connect(dialect)
         if stream is None:
             return self._leg_ending()
@@ -244,6 +261,20 @@ class MediaCall:
             self._session.stop("stopped" if stopped else "callended")
         await self._stream.close()
 
+    async def _end_recording(self) -> None:
+        if self._recording is None:
+            return
+        await self._recording.closed()
+        if self._recording.lost_blocks:
+            self._note("recording_incomplete", {"silent_ms": self._recording.lost_blocks * BLOCK_MS})
+
+    def _recording_over(self, reason: str, detail: str) -> None:
+        """The recording has ended before the call: that goes on."""
+        if self._session is not None:
+            self._session.recorder = None
+        self._log.warning("recording_ended", reason=reason, detail=detail)
+        self._note("recording_ended", {"reason": reason, "detail": detail})
+
     def _send(self, message: bytes) -> None:
         assert self._stream is not None
         self._stream.send(message)
@@ -252,5 +283,5 @@ class MediaCall:
         at_ms = _now_ms()
         if event == "first_app_audio":
             self._first_audio_ms = at_ms - self._started_ms
-        if len(self._milestones) < MAX_MILESTONES or event == "ended":
+        if len(self._milestones) < MAX_MILESTONES or event in _ALWAYS_TOLD:
             self._milestones.append(Milestone(at_ms, event, detail))

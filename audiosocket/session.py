@@ -15,6 +15,7 @@ from audiosocket.dialects.base import Clear, Dialect, Ignored, Mark
 from audiosocket.durations import TurnTimes
 from audiosocket.g711 import CONVERTERS, SILENT_FRAME
 from audiosocket.playout import Playout
+from audiosocket.recording.recorder import Recorder
 from audiosocket.turns import Turns
 from audiosocket.wire import AUDIO_HEADER, FRAME_MS, SILENCE_FRAME
 
@@ -62,6 +63,7 @@ class Session:
         "marks_received",
         "marks_sent",
         "playout",
+        "recorder",
         "silence_played",
         "stalls",
         "ticks",
@@ -98,6 +100,7 @@ class Session:
         self._stall_frames = 0
         self._media_received = 0
         self.playout = Playout(spec.playout_max_seconds)
+        self.recorder: Recorder | None = None
         self.app_blocked = False
         self.bytes_received = 0
         self.clears = 0
@@ -138,6 +141,8 @@ class Session:
         """One audio frame from Asterisk, in the call's media format; any length."""
         self._caller_frames += 1
         self._gap_ticks = 0
+        if self.recorder is not None:
+            self.recorder.heard(payload)
         if not self._open:
             self._drop("before_start", 1)
             return
@@ -198,9 +203,10 @@ class Session:
     def tick(self, missed: int) -> bytes:
         """What Asterisk gets now: one frame, or a few after `missed` ticks. Never nothing: see `SILENCE_FRAME`."""
         self.ticks += 1
-        if missed:
-            return self._late_tick(missed)
-        return self._tick()
+        frames = self._late_tick(missed) if missed else self._tick()
+        if self.recorder is not None:
+            self.recorder.tick(missed, frames)
+        return frames
 
     def _tick(self) -> bytes:
         playout = self.playout

@@ -201,6 +201,30 @@ class PlivoOptions(NumberParameters):
     """How parameters are written into `extra_headers`: `a=1;b=2` as documented, or `{X-PH-a: 1, X-PH-b: 2}` as seen."""
 
 
+class RecordingsSettings(Settings):
+    """Recordings of calls whose application has `record: true` (see docs/recording.md)."""
+
+    directory: Path | None = None
+    """Shared by all workers of the node; none: `recordings` in `state_dir`."""
+    url_base: Annotated[str, Field(max_length=600)] | None = None
+    """http:// or https:// URL under which you serve the directory: records then name a URL instead of a path."""
+    min_free_mb: Annotated[int, Field(ge=0, le=100_000_000)] = 1024
+    """With less free space no recording begins, and those that run are ended."""
+    retain_days: Annotated[int, Field(ge=0, le=36500)] = 30
+    """Recordings of older days are removed; 0: never."""
+
+    @field_validator("url_base")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = split_url(value)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("expected an http:// or https:// URL with a host")
+            if parts.username or parts.password or parts.query or parts.fragment:
+                raise ValueError("credentials, query and fragment have no place in it: a path is put behind it")
+        return value
+
+
 class GatewaySettings(Settings):
     """The media workers of a gateway node."""
 
@@ -217,6 +241,7 @@ class GatewaySettings(Settings):
     """How long a stopping worker lets its calls end by themselves."""
     allow: list[str] = Field(default_factory=list)
     """Networks (CIDR) that may connect; empty: any that reaches the port."""
+    recordings: RecordingsSettings = RecordingsSettings()
 
     @field_validator("advertise")
     @classmethod
@@ -274,4 +299,15 @@ def load_node(path: Path) -> NodeSettings:
     """The gateway's sections of the file at `path`. Raises `ConfigError`."""
     found = read_yaml(path)
     settings = validate(NodeSettings, {key: found[key] for key in found if key not in CONTROL_SECTIONS}, path)
-    return settings.model_copy(update={"state_dir": path.parent.absolute() / settings.state_dir})
+    return settings.model_copy(update=absolute_paths(settings, path))
+
+
+def absolute_paths(settings: NodeSettings, path: Path) -> dict[str, object]:
+    """The settings that hold paths, with those made absolute that are relative to the file at `path`."""
+    base = path.parent.absolute()
+    found: dict[str, object] = {"state_dir": base / settings.state_dir}
+    recordings = settings.gateway.recordings
+    if recordings.directory is not None:
+        recordings = recordings.model_copy(update={"directory": base / recordings.directory})
+        found["gateway"] = settings.gateway.model_copy(update={"recordings": recordings})
+    return found

@@ -58,11 +58,27 @@ class WorkerCollector(Collector):
             callbacks.add_metric([outcome], getattr(worker.http, outcome))
         yield callbacks
         yield from self._turns(totals)
+        yield from self._recordings()
         yield _gauge(
             "trunkbridge_clock_lateness_max_seconds",
             "Latest wake-up of the 20 ms clock since the last scrape.",
             worker.clock.take_max_lateness_seconds(),
         )
+
+    def _recordings(self) -> Iterator[Metric]:
+        recordings = self._worker.recordings
+        if recordings is None:
+            return
+        writer = recordings.writer
+        yield _gauge("trunkbridge_recordings_active", "Calls that are being recorded.", recordings.active)
+        yield _by_reason("trunkbridge_recordings_ended", "Ended recordings.", recordings.ended)
+        yield CounterMetricFamily(
+            "trunkbridge_recordings_lost_blocks",
+            "Half seconds of a call that became silence, since the disk did not keep up.",
+            recordings.lost_blocks,
+        )
+        yield CounterMetricFamily("trunkbridge_recordings_bytes", "Bytes of audio written.", writer.bytes_written)
+        yield _gauge("trunkbridge_recordings_free_bytes", "Free space for recordings.", writer.free_bytes)
 
     def _turns(self, totals: MediaFigures) -> Iterator[Metric]:
         """What is defined in docs/response-time.md."""

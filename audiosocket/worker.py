@@ -23,6 +23,7 @@ from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.legs.audiosocket import AudioSocketLeg
 from audiosocket.media_call import MediaCall
 from audiosocket.platform_http import PlatformHttp
+from audiosocket.recording.recordings import RecordingOptions, Recordings
 from audiosocket.runtime.process import StopSignal, notify
 from audiosocket.sources import CallSource
 from audiosocket.status import status_app
@@ -51,6 +52,8 @@ class WorkerOptions:
     capacity: int = 250
     drain_seconds: float = 30
     allow: list[str] = field(default_factory=list)
+    recordings: RecordingOptions | None = None
+    """None: this worker records nothing, whatever a call asks for."""
 
 
 class Worker:
@@ -69,6 +72,7 @@ class Worker:
         self.port = options.port
         self.clock = Clock(asyncio.get_running_loop())
         self.http = PlatformHttp()
+        self.recordings = None if options.recordings is None else Recordings(options.recordings)
         self.calls: dict[str, MediaCall] = {}
         self.ended: dict[str, int] = {}
         self.turn_times: dict[str, TurnTimes] = {}
@@ -107,6 +111,8 @@ class Worker:
             ) from None
         self.port = server.sockets[0].getsockname()[1]
         status = await self._serve_status()
+        if self.recordings is not None:
+            self.recordings.start()
         heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
         log.info("worker_ready", worker=options.worker_id, listen=f"{options.host}:{self.port}", capacity=self.capacity)
         notify("READY=1")
@@ -125,6 +131,8 @@ class Worker:
             for leg in list(self._legs):
                 leg.hangup()
             await self.http.close()
+            if self.recordings is not None:
+                await self.recordings.stop()
             await self._source.close(options.worker_id)
             if status is not None:
                 await status.cleanup()
@@ -173,7 +181,7 @@ class Worker:
             self._refuse(leg, "full" if spec.call_id not in self.calls else "duplicate")
             return
         times = self.turn_times.setdefault(spec.application, TurnTimes())
-        call = MediaCall(leg, spec, self._options.worker_id, self._dialler, times, self.http)
+        call = MediaCall(leg, spec, self._options.worker_id, self._dialler, times, self.http, self.recordings)
         self.calls[spec.call_id] = call
         try:
             await call.run(lambda report: self._source.report(spec, report))

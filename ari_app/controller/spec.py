@@ -32,6 +32,7 @@ def call_spec(row: CallRow, admission: Admission, leg_uuid: LegUuid, created_ms:
         playout_max_seconds=application.playout_max_seconds,
         message_max_bytes=application.message_max_bytes,
         callback_url=application.status_callback or "",
+        recording=application.record,
         report_stream=report_stream(row.node),
         created_at_ms=created_ms,
         expires_at_ms=created_ms + round(valid_seconds * 1000),

@@ -185,6 +185,8 @@ class AudioSocketLeg(asyncio.Protocol):
         data = wire.SILENCE_FRAME if session is None else session.tick(missed)
         if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             self.frames_unsent += 1
+            if session is not None and session.recorder is not None:
+                session.recorder.unsent()
             self._blocked_ticks += 1 + missed
             if self._blocked_ticks >= BLOCKED_TICKS:
                 self.hangup("leg_silent", "Asterisk has read nothing for 10 s")

@@ -102,6 +102,15 @@ def test_the_example_is_good_and_relative_paths_are_relative_to_it(write: Write,
     assert (node.node, node.gateway) == (config.node, config.gateway)
 
 
+def test_the_directory_of_recordings_is_relative_to_the_file(write: Write, folder: Path) -> None:
+    text = changed((("gateway", "recordings"), {"directory": "rec"}))
+    assert load(write(text)).gateway.recordings.directory == folder / "rec"
+    assert load_node(write(text)).gateway.recordings.directory == folder / "rec"
+    text = changed((("gateway", "recordings"), {"directory": "/srv/rec"}))
+    assert load_node(write(text)).gateway.recordings.directory == Path("/srv/rec")
+    assert load_node(write(TEXT)).gateway.recordings.directory is None
+
+
 def test_a_gateway_needs_only_its_own_sections(write: Write) -> None:
     node = load_node(write("node: gw-1\nstore: {postgres: 'postgresql://db/x', redis: 'redis://cache/0'}\n"))
     assert node.gateway.capacity == 250
@@ -301,6 +310,20 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("gateway", "capacity"), 2.5, "gateway.capacity: found 2.5: Input should be a valid integer"),
     (("gateway", "capacity"), float("nan"), "gateway.capacity: found nan: Input should be a finite number"),
     (("gateway", "drain_seconds"), float("inf"), "gateway.drain_seconds: found inf"),
+    (("gateway", "recordings"), "/var/rec", "gateway.recordings: found '/var/rec': Input should be a valid dictionary"),
+    (("gateway", "recordings"), {"min_free_mb": -1}, "gateway.recordings.min_free_mb: found -1"),
+    (("gateway", "recordings"), {"retain_days": 0.5}, "gateway.recordings.retain_days: found 0.5"),
+    (
+        ("gateway", "recordings"),
+        {"url_base": "s3://bucket/"},
+        "gateway.recordings.url_base: found 's3://...': expected an http:// or https:// URL with a host",
+    ),
+    (
+        ("gateway", "recordings"),
+        {"url_base": "https://me:secret@rec.example.com/"},
+        "gateway.recordings.url_base: found 'https://...': credentials, query and fragment have no place in it",
+    ),
+    (("applications", "echo", "record"), "perhaps", "applications.echo.record: found 'perhaps'"),
     (("controller", "spec_seconds"), -1, "controller.spec_seconds: found -1: Input should be greater than 0"),
     (("controller", "lease_seconds"), 601, "controller.lease_seconds: found 601: Input should be less than or equal"),
     (("asterisk", "rtp"), {"first": 30000, "last": 30002}, "asterisk.rtp: the range 30000-30002 holds less than one"),

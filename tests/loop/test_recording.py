@@ -1,0 +1,457 @@
+"""Recordings of calls on a real worker: who is on which side, when, and what becomes of them when something fails."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import fcntl
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+import wave
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from aiohttp import WSMsgType, web
+
+from audiosocket import wire
+from audiosocket.callspec import CallReport
+from audiosocket.recording import folder, recordings, wav, writer
+from audiosocket.recording.recordings import RecordingOptions
+from tests.worker_rig import Asterisk, Rig, rig, serving, until
+from tools.asterisk.local import free_ports
+from tools.audio import g711
+from tools.audio.tones import dominant_frequency, tone, tone_share
+from tools.process import Process
+
+pytestmark = pytest.mark.loop
+
+ENCODE: dict[str, Any] = {"slin": lambda pcm: pcm.tobytes(), "ulaw": g711.ulaw_encode, "alaw": g711.alaw_encode}
+FRAME = 160
+CLICK = np.concatenate((np.full(8, 20_000), np.zeros(FRAME - 8))).astype("<i2")
+SILENCE = np.zeros(FRAME, "<i2")
+
+
+def options(directory: Path, **changes: Any) -> RecordingOptions:
+    return RecordingOptions(directory, **({"min_free_mb": 0} | changes))
+
+
+def sides(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Caller and application."""
+    with wave.open(str(path)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (2, 2, 8000)
+        both = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, 2)
+        assert len(both) == file.getnframes()
+    assert Path(path).stat().st_size == wav.HEADER_BYTES + both.nbytes
+    return both[:, 0], both[:, 1]
+
+
+def told(report: CallReport, event: str) -> list[dict[str, Any]]:
+    return [milestone.detail for milestone in report.milestones if milestone.event == event]
+
+
+async def speak(channel: Asterisk, frames: list[bytes]) -> list[float]:
+    """Sends frames at 20 ms each; when each was sent."""
+    loop = asyncio.get_running_loop()
+    start, times = loop.time(), []
+    for number, frame in enumerate(frames):
+        await asyncio.sleep(max(0, start + number * 0.02 - loop.time()))
+        times.append(loop.time())
+        channel.send(wire.KIND_AUDIO, frame)
+    return times
+
+
+def in_frames(pcm: np.ndarray, encoding: str) -> list[bytes]:
+    return [ENCODE[encoding](pcm[at : at + FRAME]) for at in range(0, len(pcm) - FRAME + 1, FRAME)]
+
+
+@pytest.mark.parametrize("encoding", ["slin", "ulaw", "alaw"])
+async def test_the_caller_is_left_and_the_application_right(tmp_path: Path, encoding: str) -> None:
+    async with rig(recordings=options(tmp_path / "calls")) as r:
+        channel = await r.talking(media_format=encoding, recording=True)
+        await r.app.say(tone(1300, 1.2).tobytes())
+        await speak(channel, in_frames(tone(440, 1.2), encoding))
+        await until(lambda: len(channel.audio()) >= 60, "all of it played")
+        await channel.hang_up()
+        report = await r.report()
+        left, right = sides(report.recording)
+        assert dominant_frequency(left) == pytest.approx(440, abs=3)
+        assert dominant_frequency(right) == pytest.approx(1300, abs=3)
+        for side, hz in ((left, 440), (right, 1300)):
+            (loud,) = np.nonzero(np.abs(side.astype(int)) > 300)
+            assert tone_share(side[loud[0] : loud[-1]], hz) > 0.99
+            assert loud[-1] - loud[0] == pytest.approx(1.2 * 8000, abs=FRAME)
+        path = Path(report.recording)
+        assert path.is_absolute()
+        assert path.name == "9a1b" * 8 + ".wav"
+        assert path.parent == tmp_path / "calls" / folder.today().isoformat()
+        assert path.stat().st_mode & 0o777 == 0o640
+        assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+        assert not told(report, "recording_ended")
+        assert r.worker.recordings is not None
+        assert r.worker.recordings.ended == {"completed": 1}
+
+
+async def clicks_and_echoes(
+    r: Rig, encoding: str, gaps: list[int], stall_after: float = 0
+) -> tuple[CallReport, list[float], list[float]]:
+    """A caller who clicks after so many frames each, and an application that sends back what it hears: the report, when
+    each click was sent, and when its echo came."""
+
+    async def echo(socket: web.WebSocketResponse) -> None:
+        async for message in socket:
+            if message.type == WSMsgType.TEXT:
+                body = json.loads(message.data)
+                r.app.messages.append(body)
+                if body["event"] == "media":
+                    again = {"event": "media", "media": {"payload": body["media"]["payload"]}}
+                    await socket.send_str(json.dumps(again))
+
+    r.app.behave = echo
+    channel = await r.talking(media_format=encoding, recording=True)
+    clicking = set(itertools.accumulate(gaps))
+    frames = [ENCODE[encoding](CLICK if number in clicking else SILENCE) for number in range(sum(gaps) + 25)]
+    if stall_after:
+        # The whole process stands still for 600 ms, the worker with it; the caller's frames come all at once after it.
+        asyncio.get_running_loop().call_later(stall_after, time.sleep, 0.6)
+    sent = [at for number, at in enumerate(await speak(channel, frames)) if number in clicking]
+    heard = [
+        at
+        for at, frame in zip(channel.times, channel.frames, strict=True)
+        if np.abs(np.frombuffer(frame, "<i2")).max() > 9000
+    ]
+    await channel.hang_up()
+    return await r.report(), sent, heard
+
+
+def onsets(side: np.ndarray) -> list[float]:
+    """When the clicks of a side begin, in seconds."""
+    (loud,) = np.nonzero(np.abs(side.astype(int)) > 9000)
+    return [at / 8000 for at, before in zip(loud, [-FRAME, *loud], strict=False) if at - before > 80]
+
+
+@pytest.mark.parametrize("encoding", ["slin", "ulaw", "alaw"])
+async def test_both_sides_stay_together(tmp_path: Path, encoding: str) -> None:
+    async with rig(recordings=options(tmp_path)) as r:
+        report, sent, heard = await clicks_and_echoes(r, encoding, [31, 17, 24, 23, 28, 19])
+        left, right = (np.array(onsets(side)) for side in sides(report.recording))
+        assert len(left) == len(right) == len(sent) == len(heard) == 6
+        # What the recording says of each echo's delay is what was measured outside the worker.
+        off = (right - left) - (np.array(heard) - np.array(sent))
+        assert np.median(np.abs(off)) <= 0.010
+        assert np.abs(off).max() <= 0.020
+        # And nothing moves along the way: both sides keep the distances that were measured.
+        assert np.abs((left - left[0]) - (np.array(sent) - sent[0])).max() <= 0.020
+        assert np.abs((right - right[0]) - (np.array(heard) - heard[0])).max() <= 0.020
+
+
+async def test_a_stall_of_the_worker_moves_nothing_for_long(tmp_path: Path) -> None:
+    async with rig(recordings=options(tmp_path)) as r:
+        report, sent, heard = await clicks_and_echoes(r, "slin", [31, 17, 24, 23, 85, 27, 24], stall_after=2)
+        assert report.figures.stalls
+        left, right = (onsets(side) for side in sides(report.recording))
+        # The first four came before the stall, the last three more than a second after it.
+        assert len(right) == len(heard)
+        for of_file, measured in ((left, sent), (right, heard)):
+            clock = of_file[0] - measured[0]
+            for index in (0, 1, 2, 3, -3, -2, -1):
+                assert of_file[index] - measured[index] == pytest.approx(clock, abs=0.020), index
+        whole = len(sides(report.recording)[0]) / 8000
+        assert whole == pytest.approx((report.ended_at_ms - report.started_at_ms) / 1000, abs=0.3)
+
+
+async def test_a_call_that_asks_for_none_has_none(tmp_path: Path) -> None:
+    async with rig(recordings=options(tmp_path / "calls", prepare=True)) as r:
+        channel = await r.talking()
+        await channel.talk(5)
+        await channel.hang_up()
+        assert (await r.report()).recording == ""
+        assert not list((tmp_path / "calls").iterdir())
+
+
+async def test_a_recording_may_be_told_as_a_url(tmp_path: Path) -> None:
+    async with rig(recordings=options(tmp_path, url_base="https://rec.example.com/calls/")) as r:
+        channel = await r.talking(recording=True)
+        await channel.hang_up()
+        sid = "9a1b" * 8
+        day = folder.today().isoformat()
+        assert (await r.report()).recording == f"https://rec.example.com/calls/{day}/{sid}.wav"
+        assert len(list((tmp_path / day).glob("*.wav"))) == 1
+
+
+async def test_it_begins_before_the_application_is_there(tmp_path: Path) -> None:
+    async def late(_: web.Request) -> None:
+        await asyncio.sleep(1)
+
+    async with rig(recordings=options(tmp_path)) as r:
+        r.app.before_upgrade = late
+        channel = await r.call(recording=True)
+        await speak(channel, in_frames(tone(440, 0.8), "ulaw"))
+        await until(lambda: r.app.events("start"), "start message")
+        await channel.hang_up()
+        left, _ = sides((await r.report()).recording)
+        assert np.count_nonzero(np.abs(left.astype(int)) > 300) > 0.7 * 8000
+
+
+async def test_a_killed_worker_leaves_a_file_that_the_next_start_makes_whole(tmp_path: Path) -> None:
+    directory, sid = tmp_path / "calls", uuid.uuid4()
+    async with serving() as app:
+        process = Process(
+            "worker",
+            [sys.executable, "-m", "tests.recording_worker", str(directory), app.url],
+            tmp_path / "worker.log",
+            "port ",
+            {},
+        )
+        await process.start()
+        channel = None
+        try:
+            port = int(process.text().rpartition("port ")[2].split()[0])
+            channel = await Asterisk.connect(port, str(sid))
+            await until(lambda: app.events("start"), "start message")
+            began = time.monotonic()
+            await app.say(tone(1300, 10).tobytes())
+            await speak(channel, in_frames(tone(440, 4), "ulaw"))
+            part = directory / folder.today().isoformat() / f"{sid.hex}.wav.part"
+            assert part.exists()
+            # While it is written, another worker that starts leaves it alone.
+            assert folder.tidy(directory, 0, folder.today()) == folder.Tidied(0, 0)
+            os.kill(process.pid, signal.SIGKILL)
+            spoken = time.monotonic() - began
+            await until(lambda: not process.running, "worker killed")
+        finally:
+            await process.kill()
+            if channel is not None:
+                await channel.hang_up()
+    with part.open("ab") as file:
+        file.write(b"\x01")  # and a sample that was not written to its end
+    async with rig(recordings=options(directory)):
+        whole = part.with_suffix("")
+        await until(whole.exists, "repaired at the start")
+        assert not part.exists()
+        left, right = sides(whole)
+        assert len(left) / 8000 >= spoken - 1.5
+        steady = slice(8000, len(left) - FRAME)
+        assert tone_share(left[steady], 440) > 0.99
+        assert tone_share(right[steady], 1300) > 0.99
+
+
+async def test_a_full_disk_ends_recordings_and_no_call(tmp_path: Path) -> None:
+    async with rig(recordings=options(tmp_path)) as r:
+        assert r.worker.recordings is not None
+        channel = await r.talking(recording=True)
+        await channel.talk(70, ENCODE["ulaw"](tone(440, 0.02)))
+        r.worker.recordings.writer._min_free = 1 << 60
+        await until(lambda: not r.worker.recordings.active, "the running one ended")  # type: ignore[union-attr]
+        second = await r.talking(recording=True, call_sid="b" * 32)
+        await until(lambda: len(r.worker.recordings.ended) and r.worker.recordings.ended["disk_full"] == 2, "refused")  # type: ignore[union-attr]
+        for call in (channel, second):
+            await call.talk(10)
+            audio = base64.b64encode(tone(440, 0.1).tobytes()).decode()
+            message = json.dumps({"event": "media", "media": {"payload": audio}})
+            await r.app.sockets[r.channels.index(call)].send_str(message)
+            await until(lambda call=call: call.audio(), "the call goes on")  # type: ignore[misc]
+            await call.hang_up()
+        first, other = await r.report(1), await r.report(2)
+        for report in (first, other):
+            (detail,) = told(report, "recording_ended")
+            assert detail["reason"] == "disk_full"
+            assert "min_free_mb" in detail["detail"]
+        left, _ = sides(first.recording)
+        assert np.count_nonzero(left) > 0.7 * 8000
+        assert other.recording == ""
+        assert len(list(tmp_path.rglob("*.wav*"))) == 1
+
+
+async def test_a_directory_that_cannot_be_written_costs_the_recording_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    async with rig(recordings=options(tmp_path / "file" / "calls", prepare=True)) as r:
+        assert "recordings_unwritable" in capsys.readouterr().out
+        channel = await r.talking(recording=True)
+        await r.app.say(tone(440, 0.2).tobytes())
+        await until(lambda: channel.audio(), "the call goes on")
+        await channel.hang_up()
+        report = await r.report()
+        assert report.recording == ""
+        (detail,) = told(report, "recording_ended")
+        assert detail["reason"] == "open_failed"
+        assert "Not a directory" in detail["detail"]
+        assert r.worker.recordings is not None
+        assert r.worker.recordings.ended == {"open_failed": 1}
+
+
+@pytest.mark.parametrize(
+    ("call_sid", "why"), [("9a1b" * 8, "there is a recording of this call"), ("../../etc/x", "32 lower-case hex")]
+)
+async def test_nothing_else_is_ever_written(tmp_path: Path, call_sid: str, why: str) -> None:
+    there = tmp_path / "calls" / folder.today().isoformat() / ("9a1b" * 8 + ".wav")
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"kept")
+    async with rig(recordings=options(tmp_path / "calls")) as r:
+        channel = await r.talking(recording=True, call_sid=call_sid)
+        await channel.talk(5)
+        await channel.hang_up()
+        report = await r.report()
+        assert why in told(report, "recording_ended")[0]["detail"]
+        assert report.recording == ""
+    assert there.read_bytes() == b"kept"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [there]
+
+
+async def test_a_disk_that_stands_still_costs_blocks_and_no_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = threading.Event()
+    moving.set()
+    write = writer._write_all
+
+    def slow(descriptor: int, data: bytes, at: int) -> int:
+        assert moving.wait(30)
+        return write(descriptor, data, at)
+
+    monkeypatch.setattr(writer, "_write_all", slow)
+    monkeypatch.setattr(recordings, "MAX_WAITING_BLOCKS", 2)
+    async with rig(recordings=options(tmp_path)) as r:
+        assert r.worker.recordings is not None
+        channel = await r.talking(recording=True)
+        loud = ENCODE["ulaw"](tone(400, 0.02))
+        await channel.talk(50, loud)
+        moving.clear()
+        before = len(channel.frames)
+        await channel.talk(150, loud)
+        assert len(channel.frames) - before == pytest.approx(150, abs=20)
+        assert r.worker.recordings.lost_blocks >= 3
+        moving.set()
+        await channel.talk(60, loud)
+        await channel.hang_up()
+        report = await r.report()
+        (lost,) = told(report, "recording_incomplete")
+        assert lost["silent_ms"] == r.worker.recordings.lost_blocks * 500
+        left, _ = sides(report.recording)
+        # As long as the call, with its end where it belongs and silence for what was lost.
+        assert len(left) / 8000 == pytest.approx((report.ended_at_ms - report.started_at_ms) / 1000, abs=0.3)
+        assert np.abs(left[-8000:].astype(int)).max() > 3000
+        silent = np.abs(left.astype(int)).reshape(-1, FRAME).max(axis=1) < 500
+        assert silent.sum() * 20 == pytest.approx(lost["silent_ms"], abs=300)
+
+
+async def test_the_disk_s_own_error_ends_the_recording_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int, data: bytes, at: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, "_write_all", broken)
+    async with rig(recordings=options(tmp_path)) as r:
+        channel = await r.talking(recording=True)
+        await channel.talk(70)
+        await r.app.say(tone(440, 0.2).tobytes())
+        await until(lambda: channel.audio(), "the call goes on")
+        await channel.hang_up()
+        report = await r.report()
+        assert told(report, "recording_ended") == [{"reason": "write_failed", "detail": "No space left on device"}]
+
+
+async def test_a_worker_that_stops_finishes_its_recordings(tmp_path: Path) -> None:
+    async with rig(recordings=options(tmp_path), drain_seconds=0) as r:
+        channel = await r.talking(recording=True)
+        await speak(channel, in_frames(tone(440, 0.8), "ulaw"))
+        r.stop.requested.set()
+        await channel.ended()
+        report = await r.report()
+        assert report.reason == "worker_stopped"
+        assert np.count_nonzero(np.abs(sides(report.recording)[0].astype(int)) > 300) > 0.7 * 8000
+
+
+async def test_metrics(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with rig(recordings=options(tmp_path), status_host="127.0.0.1", status_port=port) as r:
+        channel = await r.talking(recording=True)
+        await channel.talk(60)
+        async with aiohttp.ClientSession() as http:
+            async with http.get(f"http://127.0.0.1:{port}/metrics") as answer:
+                during = await answer.text()
+            await channel.hang_up()
+            await r.report()
+            async with http.get(f"http://127.0.0.1:{port}/metrics") as answer:
+                after = await answer.text()
+    assert "trunkbridge_recordings_active 1.0" in during
+    assert "trunkbridge_recordings_active 0.0" in after
+    assert 'trunkbridge_recordings_ended_total{reason="completed"} 1.0' in after
+    assert "trunkbridge_recordings_lost_blocks_total 0.0" in after
+    found = {line.split()[0]: float(line.split()[1]) for line in after.splitlines() if not line.startswith("#")}
+    (file,) = tmp_path.rglob("*.wav")
+    assert found["trunkbridge_recordings_bytes_total"] == file.stat().st_size - wav.HEADER_BYTES
+    assert found["trunkbridge_recordings_free_bytes"] > 0
+
+
+# The directory, without a worker
+
+
+def store(path: Path, content: bytes = b"") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_old_recordings_go_and_nothing_else(tmp_path: Path) -> None:
+    sid = "0123456789abcdef" * 2
+    kept = [
+        store(tmp_path / "2026-05-02" / f"{sid}.wav"),
+        store(tmp_path / "2026-04-01" / "notes.txt"),
+        store(tmp_path / "2026-04-01" / "music.wav"),
+        store(tmp_path / "2026-04-01" / f"{sid}.wav.part.bak"),
+        store(tmp_path / "2026-13-41" / f"{sid}.wav"),
+        store(tmp_path / "archive" / f"{sid}.wav"),
+        store(tmp_path / f"{sid}.wav"),
+        store(tmp_path / "elsewhere" / "2026-04-03" / f"{sid}.wav"),
+    ]
+    (tmp_path / "2026-04-03").symlink_to(tmp_path / "elsewhere" / "2026-04-03")
+    (tmp_path / "2026-04-01" / ("a" * 32 + ".wav")).symlink_to(kept[1])
+    gone = [
+        store(tmp_path / "2026-04-01" / f"{sid}.wav"),
+        store(tmp_path / "2026-04-02" / f"{sid}.wav"),
+        store(tmp_path / "2026-05-01" / f"{sid}.wav"),
+    ]
+    (tmp_path / "2026-03-01").mkdir()
+    (tmp_path / "2026-06-01").mkdir()
+    assert folder.tidy(tmp_path, 0, date(2026, 6, 1)) == folder.Tidied(0, 0)
+    assert folder.tidy(tmp_path, 30, date(2026, 6, 1)) == folder.Tidied(0, 3)
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in gone)
+    assert [(tmp_path / day).exists() for day in ("2026-03-01", "2026-04-02", "2026-05-01", "2026-06-01")] == [
+        *(False, False, False, True)
+    ]
+    assert folder.tidy(tmp_path / "none", 30, date(2026, 6, 1)) == folder.Tidied(0, 0)
+
+
+def test_what_is_left_behind_is_repaired_once(tmp_path: Path) -> None:
+    day = tmp_path / "2026-05-02"
+    audio = bytes(range(100))
+    cut = store(day / ("1" * 32 + ".wav.part"), wav.header(16_000, 0) + audio + b"abc")
+    empty = store(day / ("2" * 32 + ".wav.part"))
+    foreign = store(day / ("3" * 32 + ".wav.part"), b"x" * 100)
+    live = store(day / ("4" * 32 + ".wav.part"), wav.header(8000, 0) + audio)
+    taken = store(day / ("5" * 32 + ".wav.part"), wav.header(8000, 0) + audio)
+    store(day / ("5" * 32 + ".wav"), b"kept")
+    with live.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert folder.tidy(tmp_path, 30, date(2026, 5, 2)) == folder.Tidied(1, 0)
+        assert folder.tidy(tmp_path, 30, date(2026, 5, 2)) == folder.Tidied(0, 0)
+    with wave.open(str(cut.with_suffix(""))) as whole:
+        assert (whole.getframerate(), whole.readframes(1000)) == (16_000, audio)
+    assert not empty.exists()
+    assert foreign.read_bytes() == b"x" * 100
+    assert live.exists()
+    assert taken.exists()
+    assert taken.with_suffix("").read_bytes() == b"kept"
+    assert folder.tidy(tmp_path, 30, date(2026, 5, 2)) == folder.Tidied(1, 0)  # its writer has died since
