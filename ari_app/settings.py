@@ -23,11 +23,11 @@ from audiosocket.settings import (
     NumberParameters,
     PlivoOptions,
     TwilioOptions,
+    absolute_paths,
     check_http,
     check_parameters,
     check_rate,
     is_http,
-    absolute_paths,
     query_parameters,
     split_url,
 )
