@@ -266,7 +266,7 @@ class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
     call_id: str
     leg_uuid: str
     event: Literal["connected", "speaking", "digits"]
-    """`connected`: the application's stream is open (or what stands in for it can be heard); `speaking`: it has sent its
+    """`connected`: the application's stream is open, or what stands in for it can be heard; `speaking`: it has sent its
     first audio; `digits`: it wants `digits` sent to the caller."""
     digits: str = ""
     at_ms: int
