@@ -31,6 +31,7 @@ from ari_app.settings import (
 from audiosocket.callspec import CallReport, CallSpec, EndReason, MediaFigures, WorkerInfo
 from audiosocket.dialects import DIALECTS
 from audiosocket.settings import GatewaySettings, LogSettings, NodeSettings, StoreUrls
+from tests.clients.matrix import INSTALLED, RECREATED
 
 pytestmark = pytest.mark.unit
 
@@ -261,6 +262,15 @@ def test_every_ending_is_documented_with_its_result_and_cause() -> None:
         assert reason in documented, reason
         found_result, found_cause = documented[reason]
         assert (found_result, found_cause.split(" (")[0]) == (result, cause), reason
+
+
+# Clients
+
+
+def test_the_clients_are_those_that_are_run() -> None:
+    table = {cells[0]: cells[1] for cells in rows(section(text("compatibility.md"), "## Clients"))[1:]}
+    run = dict.fromkeys(INSTALLED, "package") | {kind.name: "re-creation" for kind in RECREATED}
+    assert table == run
 
 
 # Links
