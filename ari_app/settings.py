@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, model_validator
 
+from audiosocket.callspec import WIDEBAND
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
 from audiosocket.settings import (
     MAX_URL_CHARACTERS,
@@ -29,6 +30,7 @@ from audiosocket.settings import (
     check_rate,
     is_http,
     query_parameters,
+    query_rate,
     split_url,
 )
 
@@ -164,6 +166,8 @@ class _Application(Settings):
     """Exotel documents one automatic retry."""
     playout_max_seconds: Annotated[float, Field(ge=1, le=3600)] = 300.0
     """How much audio the application may send ahead."""
+    fade_ms: Annotated[float, Field(ge=0, le=20)] = 5.0
+    """How long audio that is cut off takes to fade out, and to fade in after an underrun; 0: it does not."""
     message_max_bytes: Annotated[int, Field(ge=4096, le=16_777_216)] = 1_048_576
     status_callback: Annotated[str, Field(max_length=2048)] | None = None
     """http:// or https:// URL that is told of each stream's start and end, in the platform's way."""
@@ -179,6 +183,10 @@ class _Application(Settings):
 
     record: bool = False
     """Whether its calls are recorded (see docs/recording.md)."""
+
+    def media_rate(self) -> int:
+        """The sample rate in Hz of both directions."""
+        return 8000
 
     @field_validator("url")
     @classmethod
@@ -218,9 +226,16 @@ class ExotelApplication(_Application):
     """`KEY:TOKEN`, sent as HTTP Basic authorization."""
     account_sid: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")] = "trunkbridge"
 
+    sample_rate: Literal[8000, 16000, 24000] | None = None
+    """In Hz, for both directions; none: what the URL's query asks for, otherwise 8000."""
+
     def handshake_secret(self) -> SecretStr | None:
         """What the handshake is authorised with (`CallSpec.credentials`)."""
         return self.credentials
+
+    def media_rate(self) -> int:
+        # Of a URL that is asked the answer comes too late: Asterisk has been told the rate by then.
+        return self.sample_rate or (None if is_http(self.url) else query_rate(self.url)) or 8000
 
     @field_validator("account_sid")
     @classmethod
@@ -231,10 +246,16 @@ class ExotelApplication(_Application):
 
     @field_validator("url")
     @classmethod
-    def _eight_kilohertz(cls, value: str) -> str:
+    def _carried_rate(cls, value: str) -> str:
         if not is_http(value):
-            check_rate(value)
+            query_rate(value)
         return value
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> ExotelApplication:
+        if not is_http(self.url):
+            check_rate(self.url, self.media_rate())
+        return self
 
     @model_validator(mode="after")
     def _few(self) -> ExotelApplication:
@@ -341,7 +362,8 @@ class RouteSettings(Settings):
     trunks: list[Name] = Field(default_factory=list)
     """Trunks that the route holds for; empty: all, and softphones."""
     media_format: Literal["trunk", "slin", "ulaw", "alaw"] = "trunk"
-    """What Asterisk sends the worker; `trunk`: the trunk's first codec, which spares Asterisk a transcode."""
+    """What Asterisk sends the worker; `trunk`: the trunk's first codec, which spares Asterisk a transcode, and signed
+    linear at the application's rate where that is not 8000."""
     max_seconds: Annotated[int, Field(ge=1, le=14400)] = 3600
     """The longest that a call may take. Exotel documents 60 minutes a stream."""
 
@@ -382,6 +404,12 @@ class Config(NodeSettings):
             if route.application not in self.applications:
                 known = ", ".join(sorted(self.applications))
                 raise ValueError(f"routes[{index}].application {route.application!r} is not defined: one of {known}")
+            rate = self.applications[route.application].media_rate()
+            if rate != 8000 and route.media_format != "trunk":
+                raise ValueError(
+                    f"routes[{index}].media_format: {route.media_format} has 8000 Hz and application"
+                    f" {route.application!r} {rate}: remove it, which makes it {WIDEBAND[rate]}"
+                )
             for trunk in route.trunks:
                 if trunk not in self.trunks:
                     known = ", ".join(sorted(self.trunks))

@@ -71,6 +71,15 @@ class MediaFormat(StrEnum):
     SLIN16 = "slin16"
     SLIN24 = "slin24"
 
+    @property
+    def sample_rate(self) -> int:
+        """In Hz, for both directions."""
+        return next((rate for rate, wideband in WIDEBAND.items() if wideband is self), 8000)
+
+
+WIDEBAND = {16000: MediaFormat.SLIN16, 24000: MediaFormat.SLIN24}
+"""What Asterisk is asked for at a sample rate (Hz) that is not 8 kHz."""
+
 
 class EndReason(StrEnum):
     """Why a media session ended, as the worker saw it."""
@@ -133,6 +142,8 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_seconds: float = 10.0
     connect_attempts: int = 2
     playout_max_seconds: float = 300.0
+    fade_ms: float = 5.0
+    """How long application audio takes to fade out where it is cut off, and in after an underrun; 0: it does not."""
     message_max_bytes: int = 1_048_576
     direction: str = "inbound"
     """Of the call: `inbound` or `outbound`."""

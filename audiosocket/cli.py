@@ -13,14 +13,14 @@ from click.core import ParameterSource
 
 from audiosocket.address import split_address
 from audiosocket.callspec import CallSpec, MediaFormat
-from audiosocket.dialects import DIALECTS
+from audiosocket.dialects import DIALECTS, open_dialect
 from audiosocket.errors import ConfigError
 from audiosocket.recording.recordings import RecordingOptions
 from audiosocket.registry import open_registry
 from audiosocket.runtime import logs
 from audiosocket.runtime.config import secret_file
 from audiosocket.runtime.process import StopSignal
-from audiosocket.settings import NodeSettings, load_node, split_host_port
+from audiosocket.settings import NodeSettings, load_node, query_rate, split_host_port
 from audiosocket.sources import CallSource, RegistrySource, StandaloneSource
 from audiosocket.worker import Worker, WorkerOptions
 
@@ -53,7 +53,8 @@ _SIGNING = " or ".join(sorted(name for name, platform in DIALECTS.items() if pla
     type=click.Choice([form.value for form in MediaFormat]),
     default="slin",
     show_default=True,
-    help="Standalone: what Asterisk sends: slin from the dialplan's AudioSocket(), ulaw from Dial(.../c(ulaw)).",
+    help="Standalone: what Asterisk sends: slin from the dialplan's AudioSocket(), ulaw from Dial(.../c(ulaw)). With"
+    " slin16 and slin24, from Dial(.../c(slin16)), an exotel application is spoken to at 16 and 24 kHz.",
 )
 @click.option(
     "--accept-any",
@@ -165,7 +166,7 @@ def _standalone_options(listen: str, capacity: int) -> WorkerOptions:
 def _template(url: str, dialect: str, token_path: Path | None, media_format: MediaFormat) -> CallSpec:
     token = _auth_token(dialect, token_path)
     address, credentials = split_address(url, dialect, "--app")
-    return CallSpec(
+    spec = CallSpec(
         call_id="",
         leg_uuid="",
         call_sid="",
@@ -182,6 +183,19 @@ def _template(url: str, dialect: str, token_path: Path | None, media_format: Med
         created_at_ms=0,
         expires_at_ms=0,
     )
+    _check_rate(spec)
+    return spec
+
+
+def _check_rate(spec: CallSpec) -> None:
+    form, rate = spec.media_format, spec.media_format.sample_rate
+    try:
+        open_dialect(spec)
+        asked = query_rate(spec.url)
+    except (ConfigError, ValueError) as error:
+        raise click.UsageError(str(error)) from None
+    if asked not in (None, rate):
+        raise click.UsageError(f"--format {form} has {rate} Hz and the URL of --app asks for {asked}: make them agree")
 
 
 def _auth_token(dialect: str, path: Path | None) -> str:

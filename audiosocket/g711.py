@@ -13,12 +13,12 @@ ALAW_SILENCE = 0xD5
 
 
 class Encoding(StrEnum):
-    """How audio at 8 kHz is written in an application's messages."""
+    """How audio is written in an application's messages."""
 
     PCM16 = "pcm16"
     """Two bytes a sample, little-endian."""
     ULAW = "ulaw"
-    """One byte a sample."""
+    """One byte a sample, always at 8 kHz."""
 
 
 def _ulaw_table() -> NDArray[np.int16]:
@@ -84,10 +84,20 @@ def ulaw_to_ulaw(data: bytes) -> bytes:
 
 
 CONVERTERS: dict[Encoding, dict[str, Callable[[bytes], bytes]]] = {
-    Encoding.PCM16: {"slin": pcm_to_pcm, "ulaw": ulaw_to_pcm, "alaw": alaw_to_pcm},
+    Encoding.PCM16: {
+        "slin": pcm_to_pcm,
+        "ulaw": ulaw_to_pcm,
+        "alaw": alaw_to_pcm,
+        "slin16": pcm_to_pcm,
+        "slin24": pcm_to_pcm,
+    },
     Encoding.ULAW: {"slin": pcm_to_ulaw, "ulaw": ulaw_to_ulaw, "alaw": alaw_to_ulaw},
 }
-"""What makes an application's encoding of each media format that Asterisk may send."""
+"""What makes an application's encoding of each media format that Asterisk may send. Rates are never changed: Asterisk
+is asked for the application's."""
 
-SILENT_FRAME: dict[Encoding, bytes] = {Encoding.PCM16: bytes(320), Encoding.ULAW: bytes([ULAW_SILENCE]) * 160}
-"""20 ms of silence."""
+
+def silent_frame(encoding: Encoding, sample_rate: int) -> bytes:
+    """20 ms of silence at `sample_rate` (Hz)."""
+    samples = sample_rate // 50
+    return bytes(2 * samples) if encoding is Encoding.PCM16 else bytes([ULAW_SILENCE]) * samples

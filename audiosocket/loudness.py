@@ -3,7 +3,7 @@
 The measure is a quantile, not a power: a frame is at a level when a tenth of its samples are at it or above. That takes
 one `bytes.translate` that deletes the quiet samples, 0.2 to 0.3 µs for 20 ms of G.711, where a power by numpy takes 2.2
 to 3.5 µs; and a click of less than 2 ms is nothing. In the Gaussian noise of a line the level lies 4.3 dB over the RMS,
-in a sine 3 dB. G.711 is measured as it came; PCM16 by the upper byte of each sample, which is coarse (steps of 256).
+in a sine 3 dB. G.711 is measured as it came; PCM16 by the upper byte of a sample, which is coarse (steps of 256).
 
 Levels are in samples of PCM16 and stand in steps of 1.5 dB: `LEVELS[k]`. A noise floor is a `k`, -1 below them all.
 """

@@ -147,7 +147,7 @@ class MediaCall:
             "url": masked_url(self.spec.url),
             "seconds": round((_now_ms() - self._started_ms) / 1000, 1),
             "connected": self._stream is not None,
-            "playout_ms": 0 if self._session is None else self._session.playout.depth_bytes // 16,
+            "playout_ms": 0 if self._session is None else self._session.playout.depth_ms,
             "pending_marks": 0 if self._session is None else self._session.playout.pending_marks,
         }
 

@@ -1,12 +1,17 @@
 """The application's audio on its way to the caller: audio and marks in one FIFO, one frame for every tick.
 
-Time here is counted in ticks of 20 ms; the clock that calls `tick` lives outside. Bytes are PCM16 at 8 kHz.
+Time here is counted in ticks of 20 ms; the clock that calls `tick` lives outside. Bytes are PCM16 at the rate that the
+queue was made for.
 
 - Audio of any length is accepted, odd lengths included: what does not fill a frame waits for the next piece, and is
   played out with silence behind it only when nothing has come for one tick.
 - A mark is due when the last sample before it has been played to its end, that is at the tick after the frame that
   held it; with nothing before it, at once.
 - `clear` drops everything that has not been handed out yet.
+- What is cut off in the middle of a sound fades out within `fade_ms`, for a step would be heard as a click: after a
+  `clear` the first of what was dropped, when the queue has run dry its last sample. Nothing is kept for it: the tick
+  that has nothing to play finds it in `cut_off`, and it is no audio to any mark or figure. Audio that goes on within
+  `UNDERRUN_GAP_TICKS` fades in. The start of an utterance is never touched.
 - The queue is bounded. What does not fit is dropped and counted, never what is already queued.
 - After a stall of this process, a live source (an echo, a person, a speech-to-speech model) would stay late for the
   rest of the call, because all that it sends keeps queueing behind the backlog. `note_stall` arms a recovery that
@@ -18,10 +23,12 @@ Time here is counted in ticks of 20 ms; the clock that calls `tick` lives outsid
 from __future__ import annotations
 
 from collections import deque
+from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
-FRAME_BYTES = 320
+from audiosocket.wire import FRAME_MS
 
 LEAD_FRAMES = 10
 """Standing depth (200 ms) over which a queue is a lead that the application chose, not a delay to be worked off."""
@@ -34,12 +41,15 @@ RECOVERY_TICKS = 150
 MAX_STALL_FRAMES = 50
 """What of one stall is worked off at most (1 s): beyond it the source itself must have stopped too."""
 SILENCE_PEAK = 192
-"""Peak of PCM16 (about -45 dBFS) below which a frame may be dropped without being missed."""
+"""Peak of PCM16 (about -45 dBFS) below which a frame may be dropped without being missed, and a step not be heard."""
 UNDERRUN_GAP_TICKS = 10
 """A pause of up to 200 ms inside application audio counts as an underrun; a longer one is the application's pause."""
 
-_FADE_IN = (np.arange(FRAME_BYTES // 2, dtype=np.float32) + 0.5) / (FRAME_BYTES // 2)
-_FADE_OUT = 1.0 - _FADE_IN
+
+@cache
+def _rising(samples: int) -> NDArray[np.float32]:
+    """The weights of a fade-in; those of a fade-out are what is left to 1."""
+    return ((np.arange(samples) + 0.5) / max(1, samples)).astype(np.float32)
 
 
 def _is_silent(frame: bytes) -> bool:
@@ -49,8 +59,28 @@ def _is_silent(frame: bytes) -> bool:
 
 def _merge(first: bytes, second: bytes) -> bytes:
     """One frame that begins as `first` and ends as `second`, without a step at either edge."""
-    mixed = np.frombuffer(first, "<i2") * _FADE_OUT + np.frombuffer(second, "<i2") * _FADE_IN
+    rising = _rising(len(first) // 2)
+    mixed = np.frombuffer(first, "<i2") * (1 - rising) + np.frombuffer(second, "<i2") * rising
     return mixed.astype("<i2").tobytes()
+
+
+def _faded_out(played: bytes, dropped: bytes, samples: int) -> bytes:
+    """So many samples of `dropped` while they fade out; where it ends the last sample of both is held."""
+    held = np.full(samples, int.from_bytes((played + dropped)[-2:], "little", signed=True), np.float32)
+    given = np.frombuffer(dropped[: 2 * samples], "<i2")
+    held[: len(given)] = given
+    return (held * (1 - _rising(samples))).astype("<i2").tobytes()
+
+
+def _faded_in(frame: bytes, samples: int) -> bytes:
+    head = np.frombuffer(frame[: 2 * samples], "<i2") * _rising(samples)
+    return head.astype("<i2").tobytes() + frame[2 * samples :]
+
+
+def _mixed(frame: bytes, ending: bytes) -> bytes:
+    both = np.frombuffer(frame[: len(ending)], "<i2").astype(np.int32) + np.frombuffer(ending, "<i2")
+    head: NDArray[np.int32] = np.clip(both, -0x8000, 0x7FFF)
+    return head.astype("<i2").tobytes() + frame[len(ending) :]
 
 
 class Playout:
@@ -61,8 +91,11 @@ class Playout:
         "_budget",
         "_chunks",
         "_excess",
+        "_fade_samples",
+        "_frame_bytes",
         "_head",
         "_idle_ticks",
+        "_last",
         "_marks",
         "_max_bytes",
         "_pace",
@@ -78,6 +111,7 @@ class Playout:
         "_window_min",
         "_window_ticks",
         "cleared_bytes",
+        "cut_off",
         "frames_played",
         "overrun_bytes",
         "peak_bytes",
@@ -85,8 +119,10 @@ class Playout:
         "underruns",
     )
 
-    def __init__(self, max_seconds: float) -> None:
-        self._max_bytes = max(FRAME_BYTES, int(max_seconds * 16000) & ~1)
+    def __init__(self, max_seconds: float, sample_rate: int = 8000, fade_ms: float = 0.0) -> None:
+        self._frame_bytes = sample_rate * FRAME_MS // 1000 * 2
+        self._max_bytes = max(self._frame_bytes, int(max_seconds * sample_rate * 2) & ~1)
+        self._fade_samples = min(round(sample_rate * fade_ms / 1000), self._frame_bytes // 2)
         self._chunks: deque[bytes] = deque()
         self._head = 0  # bytes of the first chunk already taken
         self._pushed = 0  # bytes accepted since the start of the call
@@ -95,6 +131,8 @@ class Playout:
         self._skip_byte = False
         self._waited = False
         self._idle_ticks = UNDERRUN_GAP_TICKS + 1
+        self._last = b""  # the frame that was handed out last
+        self.cut_off = b""  # the faded samples of what was cut off, for the next tick
         # Standing depth, in frames: the least of the running window and of the one before it.
         self._window_min = 0
         self._window_ticks = 0
@@ -118,6 +156,16 @@ class Playout:
     def depth_bytes(self) -> int:
         """Audio that waits to be played."""
         return self._pushed - self._position
+
+    @property
+    def depth_ms(self) -> int:
+        """The same in ms."""
+        return self.depth_bytes * FRAME_MS // self._frame_bytes
+
+    @property
+    def peak_ms(self) -> int:
+        """The deepest that the queue was, in ms."""
+        return self.peak_bytes * FRAME_MS // self._frame_bytes
 
     @property
     def pending_marks(self) -> int:
@@ -146,7 +194,7 @@ class Playout:
             size = keep
         if not self._chunks and 0 < self._idle_ticks <= UNDERRUN_GAP_TICKS and self.frames_played:
             self.underruns += 1
-        if size < FRAME_BYTES and self._chunks and len(self._chunks[-1]) < FRAME_BYTES:
+        if size < self._frame_bytes and self._chunks and len(self._chunks[-1]) < self._frame_bytes:
             # Crumbs are kept as one piece: a queue of minutes must not become millions of objects.
             self._chunks[-1] += audio
         else:
@@ -165,6 +213,8 @@ class Playout:
 
     def clear(self) -> list[str]:
         """Drops all audio that was not handed out; returns the marks that waited, in order."""
+        if not self._idle_ticks:
+            self.cut_off = self._ending(self._last, self._front(2 * self._fade_samples))
         self.cleared_bytes += self._pushed - self._position
         self._chunks.clear()
         self._head = 0
@@ -189,9 +239,10 @@ class Playout:
         return due
 
     def tick(self) -> bytes | None:
-        """The next 20 ms of application audio, 320 bytes; None when there is nothing to play."""
+        """The next 20 ms of application audio; None when there is nothing to play but what is in `cut_off`."""
+        size = self._frame_bytes
         depth = self._pushed - self._position
-        frames = depth // FRAME_BYTES
+        frames = depth // size
         if frames < self._window_min:
             self._window_min = frames
         self._window_ticks += 1
@@ -201,15 +252,21 @@ class Playout:
             self._window_ticks = 0
         if self._recovering:
             self._recovering -= 1
-        if depth < FRAME_BYTES:
+        if depth < size:
             return self._tick_short(depth)
-        self._idle_ticks = 0
-        self._waited = False
         self.frames_played += 1
         frame = self._take()
         if self._recovering:
-            return self._recover(frame, frames)
+            frame = self._recover(frame, frames)
+        if self._idle_ticks:
+            frame = self._resume(frame)
+        self._last = frame
         return frame
+
+    def take_cut_off(self) -> bytes:
+        """What is in `cut_off`, with silence behind it: 20 ms. There is nothing in it afterwards."""
+        ending, self.cut_off = self.cut_off, b""
+        return ending + bytes(self._frame_bytes - len(ending))
 
     def note_stall(self, frames: int) -> None:
         """This process (or the way to Asterisk) stood still for `frames` ticks: see the module's text."""
@@ -234,30 +291,58 @@ class Playout:
             self._head = 0
             self._pushed += self._pushed & 1
             self._position = self._pushed
-            self._waited = False
-            self._idle_ticks = 0
             self.frames_played += 1
             even = len(tail) & ~1
-            return tail[:even] + bytes(FRAME_BYTES - even)
-        self._waited = bool(depth)
+            frame = self._resume(tail[:even] + self._ending(tail[:even], b""))
+            self._last = frame = frame[: self._frame_bytes].ljust(self._frame_bytes, b"\0")
+            return frame
+        if not self._idle_ticks:
+            self.cut_off = self._ending(self._last, b"")
+        self._waited = depth > 0
         self._idle_ticks += 1
         return None
 
+    def _ending(self, played: bytes, dropped: bytes) -> bytes:
+        """What is still to be heard of a sound that stops after `played`; `dropped` would have come next."""
+        ending = _faded_out(played, dropped, self._fade_samples)
+        return b"" if _is_silent(ending) else ending
+
+    def _resume(self, frame: bytes) -> bytes:
+        """The first frame after a tick that had nothing to play, or after a `clear`."""
+        if self.cut_off:
+            frame, self.cut_off = _mixed(frame, self.cut_off), b""
+        elif self._idle_ticks <= UNDERRUN_GAP_TICKS:
+            frame = _faded_in(frame, self._fade_samples)
+        self._idle_ticks = 0
+        self._waited = False
+        return frame
+
+    def _front(self, size: int) -> bytes:
+        """What would be played next, without taking it: so many bytes, or fewer; whole samples."""
+        front, head = b"", self._head
+        for chunk in self._chunks:
+            if len(front) >= size:
+                break
+            front += chunk[head : head + size]
+            head = 0
+        return front[: min(size, len(front) & ~1)]
+
     def _take(self) -> bytes:
+        size = self._frame_bytes
         chunks = self._chunks
         chunk = chunks[0]
         head = self._head
         left = len(chunk) - head
-        self._position += FRAME_BYTES
-        if left > FRAME_BYTES:
-            self._head = head + FRAME_BYTES
-            return chunk[head : head + FRAME_BYTES]
+        self._position += size
+        if left > size:
+            self._head = head + size
+            return chunk[head : head + size]
         chunks.popleft()
         self._head = 0
-        if left == FRAME_BYTES:
+        if left == size:
             return chunk[head:] if head else chunk
         parts = [chunk[head:]]
-        wanted = FRAME_BYTES - left
+        wanted = size - left
         while True:
             chunk = chunks[0]
             if len(chunk) > wanted:
@@ -295,7 +380,7 @@ class Playout:
         return frame
 
     def _can_cut(self) -> bool:
-        return self._excess > 0 and self._budget > 0 and self._pushed - self._position >= FRAME_BYTES
+        return self._excess > 0 and self._budget > 0 and self._pushed - self._position >= self._frame_bytes
 
     def _cut(self) -> bytes:
         self._budget -= 1

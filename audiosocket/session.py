@@ -2,7 +2,7 @@
 
 The shell calls in (`caller_audio`, `digit`, `app_text`, `tick`), and what has to leave goes out through two callables
 given at the start: `send` for messages to the application, `note` for the call's story. A tick is 20 ms on the
-worker's clock; time is counted in ticks.
+worker's clock; time is counted in ticks. Both ways have the sample rate of the call's media format (`linear`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from audiosocket.callspec import CallSpec, MediaFigures
 from audiosocket.dialects.base import Clear, Dialect, Ignored, Mark
 from audiosocket.durations import TurnTimes
-from audiosocket.g711 import CONVERTERS, SILENT_FRAME
+from audiosocket.g711 import CONVERTERS, silent_frame
 from audiosocket.playout import Playout
 from audiosocket.recording.recorder import Recorder
 from audiosocket.turns import Turns
-from audiosocket.wire import AUDIO_HEADER, FRAME_MS, SILENCE_FRAME
+from audiosocket.wire import FRAME_MS, LINEAR
 
 CATCH_UP_FRAMES = 2
 """Frames that a late tick may hand out besides its own: 40 ms, which every jitter buffer holds."""
@@ -42,6 +42,7 @@ class Session:
         "_dropped",
         "_frame_bytes",
         "_gap_ticks",
+        "_header",
         "_held_marks",
         "_ignored",
         "_instant_mark",
@@ -53,6 +54,7 @@ class Session:
         "_send",
         "_sent",
         "_silence",
+        "_silence_frame",
         "_stall_frames",
         "_stall_tick",
         "app_blocked",
@@ -60,6 +62,7 @@ class Session:
         "clears",
         "digits",
         "first_audio",
+        "linear",
         "marks_received",
         "marks_sent",
         "playout",
@@ -82,8 +85,12 @@ class Session:
         self._dialect = dialect
         self._media = dialect.media
         self._decode = dialect.decode
+        rate = spec.media_format.sample_rate
         self._convert = CONVERTERS[dialect.encoding][spec.media_format]
-        self._silence = SILENT_FRAME[dialect.encoding]
+        self._silence = silent_frame(dialect.encoding, rate)
+        self.linear = LINEAR[rate]
+        self._header = self.linear.header
+        self._silence_frame = self.linear.silence
         self._frame_bytes = dialect.frame_bytes
         self._send = send
         self._note = note
@@ -99,7 +106,7 @@ class Session:
         self._stall_tick = -GAP_TICKS - 1
         self._stall_frames = 0
         self._media_received = 0
-        self.playout = Playout(spec.playout_max_seconds)
+        self.playout = Playout(spec.playout_max_seconds, rate, spec.fade_ms)
         self.recorder: Recorder | None = None
         self.app_blocked = False
         self.bytes_received = 0
@@ -185,7 +192,7 @@ class Session:
             self._mark(asked.name)
         elif type(asked) is Clear:
             self.clears += 1
-            self._note("clear", {"dropped_ms": self.playout.depth_bytes // 16})
+            self._note("clear", {"dropped_ms": self.playout.depth_ms})
             dropped = self.playout.clear()
             self.turns.cleared()
             if self._dialect.marks_on_clear:
@@ -201,7 +208,7 @@ class Session:
         self._ignored[reason] = self._ignored.get(reason, 0) + 1
 
     def tick(self, missed: int) -> bytes:
-        """What Asterisk gets now: one frame, or a few after `missed` ticks. Never nothing: see `SILENCE_FRAME`."""
+        """What Asterisk gets now: one frame, or a few after `missed` ticks. Never nothing: that would freeze it."""
         self.ticks += 1
         frames = self._late_tick(missed) if missed else self._tick()
         if self.recorder is not None:
@@ -220,11 +227,13 @@ class Session:
         self.turns.tick(self.ticks, frame)
         if frame is None:
             self.silence_played += 1
-            return SILENCE_FRAME
+            if playout.cut_off:
+                return self._header + playout.take_cut_off()
+            return self._silence_frame
         if not self.first_audio:
             self.first_audio = True
             self._note("first_app_audio", {})
-        return AUDIO_HEADER + frame
+        return self._header + frame
 
     def _late_tick(self, missed: int) -> bytes:
         self.ticks += missed
@@ -234,7 +243,7 @@ class Session:
         frames = [self._tick()]
         for _ in range(min(missed, CATCH_UP_FRAMES)):
             # Only audio is worth catching up with; the caller hears silence soon enough.
-            if self.playout.depth_bytes < len(SILENCE_FRAME):
+            if self.playout.depth_bytes < len(self._silence_frame):
                 break
             frames.append(self._tick())
         return b"".join(frames)
@@ -302,7 +311,7 @@ class Session:
 
     def figures(self) -> MediaFigures:
         """What has been carried so far."""
-        playout, turns = self.playout, self.turns
+        playout, turns, frame_bytes = self.playout, self.turns, self.linear.frame_bytes
         dropped = {"overrun": playout.overrun_bytes, "clear": playout.cleared_bytes}
         return MediaFigures(
             caller_frames=self._caller_frames,
@@ -312,7 +321,7 @@ class Session:
             app_bytes_received=self.bytes_received,
             frames_played=playout.frames_played,
             silence_played=self.silence_played,
-            frames_dropped={reason: -(-size // 320) for reason, size in dropped.items() if size}
+            frames_dropped={reason: -(-size // frame_bytes) for reason, size in dropped.items() if size}
             | ({"late": playout.recovered_frames} if playout.recovered_frames else {}),
             underruns=playout.underruns,
             marks_received=self.marks_received,
@@ -321,7 +330,7 @@ class Session:
             digits=self.digits,
             ignored=self._ignored | self._dialect.oddities,
             ticks_late=self.ticks_late,
-            playout_peak_ms=playout.peak_bytes // 16,
+            playout_peak_ms=playout.peak_ms,
             stalls=self.stalls,
             delay_recovered_ms=playout.recovered_frames * FRAME_MS,
             turns=turns.turns,

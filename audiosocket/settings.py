@@ -138,12 +138,34 @@ def check_parameters(given: dict[str, str]) -> None:
         )
 
 
-def check_rate(url: str) -> None:
-    """Raises `ValueError` where an application's URL asks for a sample rate that is not carried."""
-    for name in sorted(RESERVED_PARAMETERS):
-        if parse_qs(split_url(url).query).get(name, ["8000"]) != ["8000"]:
-            # An application that takes its rate from here would be played at half its speed.
-            raise ValueError(f"{name} in the URL asks for another rate, and only 8000 is carried: remove it")
+SAMPLE_RATES = (8000, 16000, 24000)
+"""In Hz: what an Exotel application may be spoken to at."""
+
+
+def query_rate(url: str) -> int | None:
+    """The sample rate in Hz that an application's URL asks for, as Exotel reads it there; None: it asks for none.
+
+    Raises `ValueError` for one that is not carried, and for two that differ.
+    """
+    query = parse_qsl(url.partition("?")[2], keep_blank_values=True)
+    asked = {value: key for key, value in query if key in RESERVED_PARAMETERS}
+    carried = {str(rate): rate for rate in SAMPLE_RATES}
+    for value, key in asked.items():
+        if value not in carried:
+            raise ValueError(f"{key} in the URL is none of {', '.join(carried)}")
+    if len(asked) > 1:
+        raise ValueError(f"the URL asks for sample rates {' and '.join(sorted(asked))}: leave one of them")
+    return carried[next(iter(asked))] if asked else None
+
+
+def check_rate(url: str, sample_rate: int) -> None:
+    """Raises `ValueError` where an application's URL asks for another sample rate (Hz) than its stream has."""
+    asked = query_rate(url)
+    if asked not in (None, sample_rate):
+        # An application that takes its rate from here would be heard at the wrong speed.
+        raise ValueError(
+            f"the URL asks for a sample rate of {asked}, and the stream has {sample_rate}: make them agree"
+        )
 
 
 class ExotelOptions(Settings):
@@ -156,7 +178,7 @@ class ExotelOptions(Settings):
     encoding: Literal["base64", "raw", "audio/x-raw"] = "base64"
     """`media_format.encoding` in the start message; a name only, the payload is the same."""
     bit_rate: Literal["128kbps", "128", "16"] = "128kbps"
-    """`media_format.bit_rate` in the start message."""
+    """`media_format.bit_rate` in the start message at 8 kHz; 128 stands for 256 and 384 at 16 and 24 kHz."""
     number_format: Literal["e164", "national0"] = "e164"
     """`from` and `to`: +918000000001, or 08000000001 as Exotel sends Indian numbers to some accounts."""
     empty_custom_parameters: Literal["send", "omit"] = "send"

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 from collections import deque
 
+from audiosocket.callspec import MediaFormat
 from audiosocket.durations import Durations, TurnTimes
 from audiosocket.loudness import SHARE, UPPER_QUIET, NoiseFloor
 
 TICK_MS = 20
 START_SAMPLES = 480
-"""60 ms of loud frames at 8 kHz: speech, and no click."""
+"""60 ms of loud frames: speech, and no click. Of wider bands so many samples are looked at as at 8 kHz."""
 PAUSE_TICKS = 10
 """Without a loud frame for 200 ms a talkspurt is over."""
 SILENCE_TICKS = 50
@@ -39,7 +40,7 @@ PATIENCE_TICKS = 100
 DIGIT_TICKS = 25
 """A talkspurt that began within the 500 ms before a digit was reported is the digit's own sound."""
 AUDIBLE_SAMPLES = 6
-"""Of every third sample of a frame of the application's, 54 in all, so many are loud when it is heard."""
+"""Of every third sample of a frame of the application's (at 8 kHz, 54 in all), so many are loud when it is heard."""
 LOOK_TICKS = 5
 """Every fifth frame of the caller is looked at for the noise floor."""
 
@@ -58,13 +59,14 @@ class Turns:
         "_caller_start",
         "_earlier",
         "_floor",
+        "_played_look",
         "_run",
         "_run_last",
         "_run_start",
         "_speaking",
         "_steady",
         "_turn_end",
-        "_upper_only",
+        "_upper_bytes",
         "_utterance_start",
         "_uttering",
         "_waiting",
@@ -81,8 +83,12 @@ class Turns:
     )
 
     def __init__(self, media_format: str, times: TurnTimes) -> None:
-        self._floor = NoiseFloor(media_format)
-        self._upper_only = media_format == "slin"
+        rate = MediaFormat(media_format).sample_rate
+        linear = media_format == "slin" or rate != 8000
+        self._floor = NoiseFloor("slin" if linear else media_format)
+        # Upper bytes at 8000 a second, whatever the rate: how loud a frame is does not hang on how many there are.
+        self._upper_bytes = slice(1, None, rate // 4000) if linear else None
+        self._played_look = slice(1, None, 3 * rate // 4000)
         self._earlier: deque[bytes] = deque(maxlen=PAUSE_TICKS)
         # Loud frames that may become a talkspurt: their samples, and the ticks of the first and the last.
         self._run = 0
@@ -127,7 +133,7 @@ class Turns:
             self._hear(now, heard)
         elif self._speaking and now - self._caller_last >= PAUSE_TICKS:
             self._pause()
-        if played is not None and len(played[1::6].translate(None, UPPER_QUIET)) >= AUDIBLE_SAMPLES:
+        if played is not None and len(played[self._played_look].translate(None, UPPER_QUIET)) >= AUDIBLE_SAMPLES:
             self._audible(now)
         elif self._uttering:
             quiet = now - self._app_last
@@ -156,8 +162,8 @@ class Turns:
     # The caller
 
     def _hear(self, at: int, frame: bytes) -> None:
-        if self._upper_only:
-            frame = frame[1::2]
+        if self._upper_bytes is not None:
+            frame = frame[self._upper_bytes]
         samples = len(frame)
         if not samples:
             return

@@ -7,27 +7,57 @@ at anything else (Asterisk's `res_audiosocket.c`; docs/media-leg.md tells what w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from audiosocket.errors import WireError
 
 KIND_HANGUP = 0x00
 KIND_UUID = 0x01
 KIND_DTMF = 0x03
 KIND_AUDIO = 0x10
-"""Signed linear 8 kHz from us; from Asterisk also G.711, when the channel was created with `format=ulaw|alaw`. 0x11 to
-0x18 are signed linear at 12 to 192 kHz."""
+"""Signed linear 8 kHz from us; from Asterisk also G.711, when the channel was created with `format=ulaw|alaw`."""
+KIND_AUDIO_16, KIND_AUDIO_24 = 0x12, 0x13
+"""Signed linear at 16 and 24 kHz, when the channel was created with `format=slin16|slin24`."""
+AUDIO_KINDS = range(0x10, 0x19)
+"""All that Asterisk knows: signed linear at 8, 12, 16, 24, 32, 44.1, 48, 96 and 192 kHz."""
 KIND_ERROR = 0xFF
 
 HEADER_BYTES = 3
 UUID_BYTES = 16
-MAX_AUDIO_BYTES = 3840
-"""20 ms of slin at 96 kHz; a longer audio frame than this is not one that a call here can have asked for."""
+MAX_AUDIO_BYTES = 11_520
+"""240 ms of slin at 24 kHz; a longer audio frame than this is not one that a call here can have asked for."""
 
 FRAME_MS = 20
-SLIN_FRAME_BYTES = 320
-"""20 ms of signed linear PCM at 8 kHz."""
 
-AUDIO_HEADER = bytes((KIND_AUDIO, SLIN_FRAME_BYTES >> 8, SLIN_FRAME_BYTES & 0xFF))
-SILENCE_FRAME = AUDIO_HEADER + bytes(SLIN_FRAME_BYTES)
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """How 20 ms of signed linear PCM at one sample rate go to Asterisk."""
+
+    kind: int
+    frame_bytes: int
+    header: bytes
+    """What stands before `frame_bytes` of audio."""
+    silence: bytes
+    """A whole frame, header included."""
+
+
+def _linear(kind: int, sample_rate: int) -> Linear:
+    size = sample_rate * FRAME_MS // 1000 * 2
+    header = bytes((kind, size >> 8, size & 0xFF))
+    return Linear(kind, size, header, header + bytes(size))
+
+
+LINEAR = {
+    8000: _linear(KIND_AUDIO, 8000),
+    16000: _linear(KIND_AUDIO_16, 16000),
+    24000: _linear(KIND_AUDIO_24, 24000),
+}
+"""By sample rate in Hz."""
+
+AUDIO_HEADER = LINEAR[8000].header
+SILENCE_FRAME = LINEAR[8000].silence
+"""At 8 kHz, which every leg begins with: Asterisk takes any rate at any time, and the call's is not known yet."""
 HANGUP_FRAME = bytes((KIND_HANGUP, 0, 0))
 
 

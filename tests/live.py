@@ -94,17 +94,18 @@ async def _never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 @asynccontextmanager
 async def live_system(
-    install: AsteriskInstall, folder: Path, calls: int = 20, changes: dict[str, Any] | None = None
+    install: AsteriskInstall, folder: Path, calls: int = 20, changes: dict[str, Any] | None = None, port: int = 0
 ) -> AsyncIterator[Live]:
-    """A running system of its own below `folder`, with RTP ports for so many calls; `changes` go into its settings."""
-    (app_port,) = free_ports(1)
+    """A running system of its own below `folder`, with RTP ports for so many calls; `changes` go into its settings, and
+    what they say of the application's address holds for `port`."""
+    app_port = port or free_ports(1)[0]
     slow = await asyncio.start_server(_never_answer, "127.0.0.1", 0)
     slow_port = slow.sockets[0].getsockname()[1]
     scripted = f"ws://127.0.0.1:{app_port}/bot"
     (closed_port,) = free_ports(1)
     own: dict[str, Any] = {
         "applications": {
-            "scripted": {"url": scripted},
+            "scripted": {"url": scripted, "fade_ms": 0},  # what is heard is compared with what was said
             "short": {"url": scripted, "message_max_bytes": 4096},
             "refused": {"url": f"ws://127.0.0.1:{closed_port}/"},
             "slow": {"url": f"ws://127.0.0.1:{slow_port}/", "connect_timeout_seconds": 0.5},

@@ -20,6 +20,7 @@ def call_spec(**changes: Any) -> CallSpec:
         "caller": "+919000000001",
         "callee": "+918000000002",
         "media_format": MediaFormat.ULAW,
+        "fade_ms": 0.0,  # most tests compare frames bit by bit
         "report_stream": "reports",
         "created_at_ms": 0,
         "expires_at_ms": 2**50,

@@ -72,6 +72,7 @@ class Asterisk:
         self.reader, self.writer = reader, writer
         self._decoder = wire.FrameDecoder()
         self.frames: list[bytes] = []
+        self.kinds: list[int] = []
         self.times: list[float] = []
         self.hung_up = False
         self._task = asyncio.create_task(self._read(), name="asterisk")
@@ -117,8 +118,9 @@ class Asterisk:
         try:
             while data := await self.reader.read(65536):
                 for kind, payload in self._decoder.feed(data):
-                    if kind == wire.KIND_AUDIO:
+                    if kind in wire.AUDIO_KINDS:
                         self.frames.append(payload)
+                        self.kinds.append(kind)
                         self.times.append(loop.time())
                     else:
                         assert (kind, payload) == (wire.KIND_HANGUP, b"")

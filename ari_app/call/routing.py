@@ -8,7 +8,7 @@ from ari_app.domain.hangup import Cause
 from ari_app.domain.numbers import InvalidNumber, normalise
 from ari_app.errors import TrunkbridgeError
 from ari_app.settings import ApplicationSettings, Config, RouteSettings
-from audiosocket.callspec import MediaFormat
+from audiosocket.callspec import WIDEBAND, MediaFormat
 
 ANY = "*"
 
@@ -72,16 +72,18 @@ class Router:
             )
         if phone is not None:
             caller = phone.caller_id
-        media_format = route.media_format
-        if media_format == "trunk":
-            media_format = trunk.codecs[0].value if trunk else "ulaw"
+        application = config.applications[route.application]
+        media_format = WIDEBAND.get(application.media_rate())
+        if media_format is None:
+            codec = trunk.codecs[0].value if trunk else "ulaw"
+            media_format = MediaFormat(codec if route.media_format == "trunk" else route.media_format)
         return Admission(
             route=route,
             application_name=route.application,
-            application=config.applications[route.application],
+            application=application,
             caller=_caller(caller, country),
             callee=callee,
-            media_format=MediaFormat(media_format),
+            media_format=media_format,
         )
 
     def find(self, line: str, callee: str) -> RouteSettings | None:

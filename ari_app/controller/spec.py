@@ -30,6 +30,7 @@ def call_spec(row: CallRow, admission: Admission, leg_uuid: LegUuid, created_ms:
         connect_timeout_seconds=application.connect_timeout_seconds,
         connect_attempts=application.connect_attempts,
         playout_max_seconds=application.playout_max_seconds,
+        fade_ms=application.fade_ms,
         message_max_bytes=application.message_max_bytes,
         callback_url=application.status_callback or "",
         recording=application.record,

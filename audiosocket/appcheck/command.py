@@ -110,6 +110,7 @@ def appcheck(
         callee=callee,
         custom_parameters=_pairs("--parameter", parameters),
         media_format=MediaFormat.ULAW,
+        fade_ms=0,  # it is the application that is listened to
         report_stream="",
         created_at_ms=0,
         expires_at_ms=0,

@@ -18,10 +18,15 @@ URL_LOOKUPS: dict[str, UrlLookup] = {
 
 
 def open_dialect(spec: CallSpec) -> Dialect:
-    """The dialect that a call spec names, with its options. Raises `ConfigError` for one that this worker lacks."""
+    """The dialect that a call spec names, with its options. Raises `ConfigError` for one that this worker lacks
+    and for a rate that it does not have."""
     platform = DIALECTS.get(spec.dialect)
     if platform is None:
         raise ConfigError(f"dialect {spec.dialect!r} is not known to this worker: one of {', '.join(sorted(DIALECTS))}")
+    if spec.media_format.sample_rate != 8000 and not platform.wideband:
+        raise ConfigError(
+            f"media format {spec.media_format}: {platform.title}'s streams have 8000 Hz: use slin, ulaw or alaw"
+        )
     try:
         return platform.open(spec)
     except ValueError as error:

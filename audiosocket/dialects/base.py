@@ -66,7 +66,8 @@ class StreamEnd:
 
 
 AppMessage = bytes | Mark | Clear | Digits | Ignored
-"""A decoded message of the application; `bytes` is its audio as PCM16 at 8 kHz, whatever the dialect's encoding."""
+"""A decoded message of the application; `bytes` is its audio as PCM16 at the media format's rate, whatever the
+dialect's encoding."""
 
 
 class Dialect(Protocol):
@@ -148,6 +149,8 @@ class Platform:
     """Whether a token signs the handshake; where not, it is authorised with `KEY:TOKEN`."""
     query: bool = True
     """Whether the URL may have a query."""
+    wideband: bool = False
+    """Whether its streams may have 16 and 24 kHz."""
     stream_id: str = "streamSid"
     """The key under which the messages name their stream."""
     media: str = "media"

@@ -20,8 +20,8 @@ from audiosocket.dialects.exotel_http import basic_authorization, number_shown, 
 from audiosocket.g711 import Encoding
 from audiosocket.settings import ExotelOptions, query_parameters
 
-BYTES_PER_MS = 16
-"""PCM16 at 8 kHz."""
+_BIT_RATES = {"128kbps": "{}kbps", "128": "{}", "16": "16"}
+"""How each `bit_rate` is written at other rates: two of them are kbit/s, `16` is the bits of a sample."""
 
 _DTMF_DURATION_MS = "100"
 """Asterisk reports a digit at its end without a length; Exotel's examples show 100 ms."""
@@ -39,6 +39,7 @@ class ExotelDialect(AppMessages):
         "_media",
         "_next_ms",
         "_options",
+        "_rate",
         "_sequence",
         "_spec",
         "encoding",
@@ -52,6 +53,7 @@ class ExotelDialect(AppMessages):
         self._options = options = ExotelOptions.model_validate(spec.dialect_options)
         self._spec = spec
         self._frame_ms = options.frame_ms
+        self._rate = spec.media_format.sample_rate
         self._sequence = 0
         self._chunk = 0
         self._next_ms = 0
@@ -63,7 +65,7 @@ class ExotelDialect(AppMessages):
             b'"payload":"%%b"}}' % (sid, quote, quote, quote, quote)
         )
         self.encoding = Encoding.PCM16
-        self.frame_bytes = options.frame_ms * BYTES_PER_MS
+        self.frame_bytes = options.frame_ms * self._rate // 1000 * 2
         self.marks_on_clear = options.marks_on_clear == "echo"
         self.url = spec.url if options.query == "keep" else spec.url.partition("?")[0]
 
@@ -83,7 +85,11 @@ class ExotelDialect(AppMessages):
         }
         if parameters or options.empty_custom_parameters == "send":
             start["custom_parameters"] = parameters
-        start["media_format"] = {"encoding": options.encoding, "sample_rate": "8000", "bit_rate": options.bit_rate}
+        start["media_format"] = {
+            "encoding": options.encoding,
+            "sample_rate": str(self._rate),
+            "bit_rate": _BIT_RATES[options.bit_rate].format(self._rate * 16 // 1000),
+        }
         message = {
             "event": "start",
             "sequence_number": self._count(1),
@@ -136,6 +142,7 @@ EXOTEL = Platform(
     open=ExotelDialect,
     account_sid="trunkbridge",
     stream_id="stream_sid",
+    wideband=True,
     url_lookup=exotel_http,
     chunk=range(3200, 100_001, 320),
     documents={

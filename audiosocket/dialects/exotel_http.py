@@ -89,7 +89,7 @@ def url_answer(spec: CallSpec, status: int, body: bytes) -> CallSpec:
         raise ValueError("the answer's url has a #fragment, which a WebSocket URL has not")
     if len(url) > MAX_URL_CHARACTERS:
         raise ValueError(f"the answer's url has more than {MAX_URL_CHARACTERS} characters")
-    check_rate(url)
+    check_rate(url, spec.media_format.sample_rate)
     check_parameters(query_parameters(url) | spec.custom_parameters)
     return msgspec.structs.replace(spec, url=url, credentials=credentials)
 

@@ -2,7 +2,8 @@
 
 What binds us (docs/media-leg.md has the measurements): the first frame is sent the instant a connection is accepted,
 and one every 20 ms for ever after, because a silent server can freeze the whole PBX; header and payload leave in one
-write; only audio and hang-up are ever sent; nothing is queued for a peer that does not read.
+write; only audio and hang-up are ever sent; nothing is queued for a peer that does not read. Until the call is known
+silence goes out at 8 kHz, whatever its rate: Asterisk resamples frame by frame.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from audiosocket.session import Session
 
 UUID_SECONDS = 2.0
 """How long a connection may take to say which call it is."""
-MAX_UNSENT_BYTES = 10 * len(wire.SILENCE_FRAME)
+MAX_UNSENT_FRAMES = 10
 """Frames for a peer that does not read are dropped beyond 200 ms: late audio is worth less than none."""
 BLOCKED_TICKS = 500
 """A peer that takes nothing for 10 s is gone."""
@@ -93,7 +94,7 @@ class AudioSocketLeg(asyncio.Protocol):
         except WireError as error:
             self.hangup("leg_protocol_error", str(error))
             return
-        if len(frames) == 1 and session is not None and frames[0][0] == wire.KIND_AUDIO and frames[0][1]:
+        if len(frames) == 1 and session is not None and frames[0][0] == session.linear.kind and frames[0][1]:
             if len(data) == wire.HEADER_BYTES + len(frames[0][1]):
                 self._usual_header, self._usual_bytes = data[: wire.HEADER_BYTES], len(data)
             session.caller_audio(frames[0][1])
@@ -124,7 +125,7 @@ class AudioSocketLeg(asyncio.Protocol):
         self.end_detail = detail
         self._stop_timers()
         if self._transport is not None:
-            if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            if self._transport.get_write_buffer_size() > self._max_unsent_bytes():
                 self._transport.abort()  # it does not read: a graceful close would wait for ever
             else:
                 self._transport.write(wire.HANGUP_FRAME)
@@ -138,19 +139,21 @@ class AudioSocketLeg(asyncio.Protocol):
 
     def _several(self, frames: list[tuple[int, bytes]]) -> None:
         stale = 0
+        audio_kind = None if self.session is None else self.session.linear.kind
         if self.session is not None:
-            audio = sum(kind == wire.KIND_AUDIO for kind, _ in frames)
-            stale = self.session.caller_backlog(audio)
+            stale = self.session.caller_backlog(sum(kind == audio_kind for kind, _ in frames))
         for kind, payload in frames:
             if self._closing:
                 return
             if not self.leg_uuid:
                 self._identify(kind, payload)
-            elif kind == wire.KIND_AUDIO:
+            elif kind == audio_kind:
                 if stale:
                     stale -= 1
                 elif self.session is not None and payload:
                     self.session.caller_audio(payload)
+            elif audio_kind is None and kind in wire.AUDIO_KINDS:
+                continue  # nobody is there yet
             elif kind == wire.KIND_DTMF:
                 digit = payload.decode("ascii", "replace")
                 if self.session is not None and len(digit) == 1 and digit in "0123456789*#ABCDabcd":
@@ -183,7 +186,8 @@ class AudioSocketLeg(asyncio.Protocol):
             return
         session = self.session
         data = wire.SILENCE_FRAME if session is None else session.tick(missed)
-        if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+        unsent = transport.get_write_buffer_size()
+        if unsent and unsent > self._max_unsent_bytes():
             self.frames_unsent += 1
             if session is not None and session.recorder is not None:
                 session.recorder.unsent()
@@ -193,6 +197,10 @@ class AudioSocketLeg(asyncio.Protocol):
             return
         self._blocked_ticks = 0
         transport.write(data)
+
+    def _max_unsent_bytes(self) -> int:
+        linear = wire.LINEAR[8000] if self.session is None else self.session.linear
+        return MAX_UNSENT_FRAMES * len(linear.silence)
 
     def _no_uuid(self) -> None:
         self._deadline = None

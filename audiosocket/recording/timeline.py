@@ -35,16 +35,10 @@ LONG_GAP_TICKS = TICKS_A_SECOND
 """Over a gap of more than this nothing is carried: the place of what follows is all that is known."""
 
 _DECODERS: dict[str, Callable[[bytes], bytes]] = {"ulaw": ulaw_to_pcm, "alaw": alaw_to_pcm}
-_RATES = {MediaFormat.SLIN16: 16000, MediaFormat.SLIN24: 24000}
 
 Samples = NDArray[np.int16]
 Stretch = tuple[int, bytes]
 """A position in samples, and the interleaved PCM16 of both channels from there on."""
-
-
-def rate_of(media_format: MediaFormat) -> int:
-    """Samples per second of a media leg, which is the same both ways."""
-    return _RATES.get(media_format, 8000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +60,7 @@ class Timeline:
     """See the module's text. Stretches come in order and never overlap."""
 
     def __init__(self, media_format: MediaFormat) -> None:
-        self.rate_hz = rate_of(media_format)
+        self.rate_hz = media_format.sample_rate
         self._tick = self.rate_hz // TICKS_A_SECOND
         self._look_ahead = LOOK_AHEAD_TICKS * self._tick
         self._tolerance = int(TOLERANCE_TICKS * self._tick)

@@ -25,17 +25,25 @@ pytestmark = pytest.mark.asterisk
 
 @pytest.mark.parametrize(
     ("form", "dialect"),
-    [("AudioSocket", "exotel"), ("Dial slin", "exotel"), ("Dial ulaw", "exotel"), ("Dial ulaw", "twilio")],
+    [
+        ("AudioSocket", "exotel"),
+        ("Dial slin", "exotel"),
+        ("Dial slin16", "exotel"),
+        ("Dial ulaw", "exotel"),
+        ("Dial ulaw", "twilio"),
+    ],
 )
 async def test_any_dialplan_reaches_the_application(
     start_pbx: StartPbx, tmp_path: Path, form: str, dialect: str
 ) -> None:
     (port,) = free_ports(1)
     leg_uuid = str(uuid.uuid4())
-    media_format = "ulaw" if form == "Dial ulaw" else "slin"
+    media_format = form.removeprefix("Dial ") if form != "AudioSocket" else "slin"
+    rate = 16000 if media_format == "slin16" else 8000
     action = {
         "AudioSocket": f"AudioSocket({leg_uuid},127.0.0.1:{port})",
         "Dial slin": f"Dial(AudioSocket/127.0.0.1:{port}/{leg_uuid}/c(slin))",
+        "Dial slin16": f"Dial(AudioSocket/127.0.0.1:{port}/{leg_uuid}/c(slin16))",
         "Dial ulaw": f"Dial(AudioSocket/127.0.0.1:{port}/{leg_uuid}/c(ulaw))",
     }[form]
     pbx = await start_pbx({"asterisk": {"fallback_extension": "own"}})  # loads app_dial
@@ -68,12 +76,12 @@ async def test_any_dialplan_reaches_the_application(
                 sid = start["callSid"].removeprefix("CA") if twilio else start["call_sid"]
                 assert sid == leg_uuid.replace("-", "")
                 call.peer.play(tone(440, 1.5))
-                spoken = tone(900, 1.5)
+                spoken = tone(900, 1.5, rate)
                 await app.say(g711.ulaw_encode(spoken) if twilio else spoken.tobytes())
                 await asyncio.sleep(2)
                 heard = b"".join(base64.b64decode(message["media"]["payload"]) for message in app.events("media"))
                 samples = g711.ulaw_decode(heard) if twilio else np.frombuffer(heard, "<i2")
-                assert dominant_frequency(samples) == pytest.approx(440, abs=3)
+                assert dominant_frequency(samples, rate) == pytest.approx(440, abs=3)
                 assert dominant_frequency(call.peer.received_pcm()) == pytest.approx(900, abs=3)
                 await app.sockets[0].close()
                 assert await call.ended() is Ending.BY_THEM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -774,16 +775,63 @@ def test_any_bytes_are_read_or_a_clear_error(write: Write, content: bytes) -> No
     assert os.path.getsize(path) == len(content)
 
 
+# Sample rates
+
+
 @pytest.mark.parametrize(
-    ("query", "good"), [("sample-rate=8000", True), ("sample-rate=16000", False), ("sample_rate=24000&a=1", False)]
+    ("query", "sample_rate", "rate"),
+    [
+        ("", None, 8000),
+        ("", 8000, 8000),
+        ("", 24000, 24000),
+        ("?sample-rate=8000", None, 8000),
+        ("?sample_rate=24000&a=1", None, 24000),
+        ("?sample-rate=16000&sample_rate=16000", None, 16000),
+        ("?sample-rate=16000", 16000, 16000),
+    ],
 )
-def test_a_sample_rate_that_is_not_carried_is_refused(query: str, good: bool) -> None:
-    data = {"url": f"wss://bot.example/voice?{query}"}
-    if good:
-        assert ExotelApplication.model_validate(data).url.endswith(query)
+def test_the_sample_rate_is_the_applications_or_its_urls(query: str, sample_rate: int | None, rate: int) -> None:
+    url = f"wss://bot.example/voice{query}"
+    application = ExotelApplication.model_validate({"url": url, "sample_rate": sample_rate})
+    assert (application.media_rate(), application.url) == (rate, url)
+
+
+@pytest.mark.parametrize(
+    ("query", "sample_rate", "complaint"),
+    [
+        ("?sample-rate=48000", None, "sample-rate in the URL is none of 8000, 16000, 24000"),
+        ("?sample_rate=16k", None, "sample_rate in the URL is none of 8000"),
+        ("?sample-rate=", None, "sample-rate in the URL is none of 8000"),
+        ("?sample-rate=8000&sample_rate=16000", None, "rates 16000 and 8000: leave one"),
+        ("?sample-rate=8000", 16000, "asks for a sample rate of 8000, and the stream has 16000: make them agree"),
+        ("", 11025, "8000, 16000 or 24000"),
+    ],
+)
+def test_a_sample_rate_that_is_not_carried_or_contradicts_is_refused(
+    query: str, sample_rate: int | None, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        ExotelApplication.model_validate({"url": f"wss://bot.example/voice{query}", "sample_rate": sample_rate})
+
+
+def test_twilio_has_one_sample_rate() -> None:
+    data = {"dialect": "twilio", "url": "wss://bot.example/voice", "account_sid": "AC" + "0" * 32}
+    assert TwilioApplication.model_validate(data).media_rate() == 8000
+    with pytest.raises(ValueError, match="sample_rate belongs to dialect exotel"):
+        TwilioApplication.model_validate(data | {"sample_rate": 8000})
+
+
+@pytest.mark.parametrize("media_format", ["trunk", "slin", "ulaw", "alaw"])
+def test_a_route_to_a_wideband_application_has_no_format_of_8_khz(write: Write, media_format: str) -> None:
+    data = example()
+    data["routes"][0]["media_format"] = media_format
+    data["applications"][data["routes"][0]["application"]]["sample_rate"] = 16000
+    path = write(yaml.safe_dump(data))
+    if media_format == "trunk":
+        load(path)
     else:
-        with pytest.raises(ValueError, match="only 8000 is carried"):
-            ExotelApplication.model_validate(data)
+        with pytest.raises(ConfigError, match=rf"routes\[0\].media_format: {media_format} has 8000 Hz .* slin16"):
+            load(path)
 
 
 def test_a_dynamic_url_and_a_callback() -> None:
@@ -797,6 +845,8 @@ def test_a_dynamic_url_and_a_callback() -> None:
         }
     )
     assert application.status_callback == "http://crm.example/passthru?token=t"
+    assert application.media_rate() == 8000
+    assert ExotelApplication.model_validate({"url": application.url, "sample_rate": 24000}).media_rate() == 24000
     with pytest.raises(ValueError, match="4 parameters together"):
         ExotelApplication.model_validate(
             {"url": "https://app.example/", "custom_parameters": dict.fromkeys(("a", "b", "c", "d"), "x")}

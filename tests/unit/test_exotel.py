@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audiosocket.callspec import MediaFormat
 from audiosocket.dialects import open_dialect
 from audiosocket.dialects.base import Clear, Ignored, Mark
 from audiosocket.dialects.exotel import ExotelDialect
@@ -154,6 +155,28 @@ def test_disputed_points_are_switches() -> None:
     assert "custom_parameters" not in opened(empty_custom_parameters="omit")["start"]
     national = opened(number_format="national0")["start"]
     assert (national["from"], national["to"]) == ("09000000001", "08000000002")
+
+
+@pytest.mark.parametrize(
+    ("media_format", "rate", "bit_rates"),
+    [
+        (MediaFormat.ALAW, "8000", ("128kbps", "128", "16")),
+        (MediaFormat.SLIN16, "16000", ("256kbps", "256", "16")),
+        (MediaFormat.SLIN24, "24000", ("384kbps", "384", "16")),
+    ],
+)
+@pytest.mark.parametrize("frame_ms", [20, 100])
+def test_the_start_message_says_the_rate_of_the_media(
+    media_format: MediaFormat, rate: str, bit_rates: tuple[str, str, str], frame_ms: int
+) -> None:
+    for option, told in zip(("128kbps", "128", "16"), bit_rates, strict=True):
+        options = {"bit_rate": option, "frame_ms": frame_ms}
+        dialect = ExotelDialect(call_spec(media_format=media_format, dialect_options=options))
+        start = json.loads(dialect.opening()[1])["start"]
+        assert start["media_format"] == {"encoding": "base64", "sample_rate": rate, "bit_rate": told}
+        assert dialect.frame_bytes == int(rate) * 2 * frame_ms // 1000
+    dialect.media(bytes(dialect.frame_bytes))
+    assert json.loads(dialect.media(bytes(dialect.frame_bytes)))["media"]["timestamp"] == str(frame_ms)
 
 
 def test_counters_as_integers() -> None:

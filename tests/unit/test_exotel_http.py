@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiosocket.callspec import EndReason
+from audiosocket.callspec import EndReason, MediaFormat
 from audiosocket.dialects.base import StreamEnd
 from audiosocket.dialects.exotel import ExotelDialect
 from audiosocket.dialects.exotel_http import url_answer, url_request
@@ -79,6 +79,11 @@ def test_the_answer_is_dialled(body: bytes, url: str | None, credentials: str) -
     assert answered.call_id == spec.call_id
 
 
+def test_an_answered_url_may_ask_for_the_rate_of_the_stream() -> None:
+    body = b"wss://bot.example/v1?sample-rate=16000"
+    assert url_answer(call_spec(url=ASKED, media_format=MediaFormat.SLIN16), 200, body).url == body.decode()
+
+
 def test_parameters_of_the_answered_url_reach_the_application() -> None:
     spec = call_spec(url=ASKED, custom_parameters={"campaign": "demo"})
     dialect = ExotelDialect(url_answer(spec, 200, b"wss://bot.example/v1?agent=a7"))
@@ -109,7 +114,7 @@ def test_parameters_of_the_answered_url_reach_the_application() -> None:
         (200, b'{"url":"wss://h:99999/hunter2"}', "host or port of the URL cannot be read"),
         (200, b'{"url":"wss://h/#hunter2"}', "has a #fragment"),
         (200, b"wss://h/" + b"x" * 593, "more than 600 characters"),
-        (200, b"wss://h/?sample-rate=16000", "sample-rate in the URL asks for another rate"),
+        (200, b"wss://h/?sample-rate=16000", "a sample rate of 16000, and the stream has 8000"),
         (200, b"wss://h/?a=1&b=2&c=3", "are 4 parameters together: Exotel allows 3"),
         (200, b"wss://h/?a=" + b"x" * 250, "Exotel allows 256 characters"),
     ],

@@ -75,12 +75,24 @@ def test_a_law_becomes_mu_law_as_by_way_of_the_formulas() -> None:
 
 
 def test_every_media_format_becomes_every_encoding() -> None:
-    silence = {"slin": bytes(320), "ulaw": bytes([g711.ULAW_SILENCE]) * 160, "alaw": bytes([g711.ALAW_SILENCE]) * 160}
-    assert set(g711.CONVERTERS) == set(g711.SILENT_FRAME) == set(g711.Encoding)
+    silence = {
+        "slin": bytes(320),
+        "ulaw": bytes([g711.ULAW_SILENCE]) * 160,
+        "alaw": bytes([g711.ALAW_SILENCE]) * 160,
+        "slin16": bytes(640),
+        "slin24": bytes(960),
+    }
+    assert set(silence) == set(MediaFormat)
+    assert set(g711.CONVERTERS) == set(g711.Encoding)
     for encoding, converters in g711.CONVERTERS.items():
-        assert set(converters) == set(MediaFormat) == set(silence)
+        # μ-law is only spoken at 8 kHz.
+        assert set(converters) == {
+            form for form in MediaFormat if encoding is not g711.Encoding.ULAW or form.sample_rate == 8000
+        }
         for media_format, converter in converters.items():
-            assert len(converter(silence[media_format])) == len(g711.SILENT_FRAME[encoding])
+            rate = MediaFormat(media_format).sample_rate
+            assert converter(silence[media_format]) == g711.silent_frame(encoding, rate) or media_format == "alaw"
+            assert len(converter(silence[media_format])) == len(g711.silent_frame(encoding, rate))
     ulaw = silence["ulaw"]
     assert g711.CONVERTERS[g711.Encoding.ULAW]["ulaw"](ulaw) is ulaw
-    assert g711.CONVERTERS[g711.Encoding.ULAW]["slin"](silence["slin"]) == g711.SILENT_FRAME[g711.Encoding.ULAW]
+    assert g711.CONVERTERS[g711.Encoding.ULAW]["slin"](silence["slin"]) == g711.silent_frame(g711.Encoding.ULAW, 8000)

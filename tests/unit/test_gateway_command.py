@@ -36,6 +36,18 @@ LISTEN = ["--listen", "127.0.0.1:9092"]
             [*LISTEN, "--app", "wss://app/media", "--auth-token-file", "hunter2"],
             "--auth-token-file belongs to --dialect plivo or twilio",
         ),
+        (
+            [*LISTEN, "--app", "wss://app/media", "--dialect", "twilio", "--format", "slin16"],
+            "media format slin16: Twilio's streams have 8000 Hz: use slin, ulaw or alaw",
+        ),
+        (
+            [*LISTEN, "--app", "wss://app/media?sample-rate=16000"],
+            "--format slin has 8000 Hz and the URL of --app asks for 16000: make them agree",
+        ),
+        (
+            [*LISTEN, "--app", "wss://app/media?sample-rate=44100&token=hunter2", "--format", "slin24"],
+            "sample-rate in the URL is none of 8000, 16000, 24000",
+        ),
     ],
 )
 def test_what_does_not_fit(arguments: list[str], expected: str) -> None:

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiosocket.playout import FRAME_BYTES, Playout
+from audiosocket.playout import Playout
+from audiosocket.wire import LINEAR
 
 pytestmark = pytest.mark.unit
+
+FRAME_BYTES = LINEAR[8000].frame_bytes
 
 
 def noise(size: int, seed: int = 1) -> bytes:

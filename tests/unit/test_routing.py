@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ari_app.call.routing import NotAdmitted, Router
+from ari_app.controller.spec import call_spec
 from ari_app.domain.hangup import Cause
+from ari_app.domain.ids import LegUuid
 from ari_app.settings import Config
+from ari_app.store.records import CallRow
 from audiosocket.callspec import MediaFormat
 from audiosocket.runtime.config import validate
 
@@ -131,6 +135,26 @@ def test_the_media_format_is_the_routes_or_the_trunks_first_codec(
     line: str, dialled: str, media_format: MediaFormat
 ) -> None:
     assert Router(config()).admit(line, dialled, "", 0, 0).media_format is media_format
+
+
+@pytest.mark.parametrize("line", ["india", "britain", "desk"])
+def test_a_wideband_application_is_sent_signed_linear_at_its_rate(line: str) -> None:
+    applications = {"one": {"url": "ws://one/", "sample_rate": 16000}, "two": {"url": "ws://two/?sample-rate=24000"}}
+    routes = [{"did": "1000", "application": "one"}, {"did": "1001", "application": "two"}]
+    router = Router(config(applications=applications, routes=routes))
+    assert router.admit(line, "1000", "", 0, 0).media_format is MediaFormat.SLIN16
+    assert router.admit(line, "1001", "", 0, 0).media_format is MediaFormat.SLIN24
+
+
+def test_the_call_spec_carries_the_rate_and_the_fade() -> None:
+    applications = {"one": {"url": "ws://one/", "sample_rate": 16000, "fade_ms": 7.5}, "two": {"url": "ws://two/"}}
+    routes = [{"did": "1000", "application": "one"}, {"did": "1001", "application": "two"}]
+    router = Router(config(applications=applications, routes=routes))
+    row = CallRow(
+        call_id="c", call_sid="s", node="pbx-1", direction="inbound", state="new", created_at=datetime.now(UTC)
+    )
+    specs = [call_spec(row, router.admit("desk", did, "", 0, 0), LegUuid("u"), 0, 15) for did in ("1000", "1001")]
+    assert [(spec.media_format, spec.fade_ms) for spec in specs] == [(MediaFormat.SLIN16, 7.5), (MediaFormat.ULAW, 5)]
 
 
 # Refusals

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audiosocket.callspec import MediaFormat
 from audiosocket.durations import Durations, TurnTimes
 from audiosocket.turns import Turns
 from tools.audio import g711
@@ -17,7 +18,7 @@ from tools.audio.tones import tone
 
 pytestmark = pytest.mark.unit
 
-FORMATS = ("ulaw", "alaw", "slin")
+FORMATS = ("ulaw", "alaw", "slin", "slin16", "slin24")
 SPEECH = tone(440, 0.02)
 SILENCE = np.zeros(160, np.int16)
 PLAYED = tone(620, 0.02).astype("<i2").tobytes()
@@ -25,9 +26,14 @@ PLAYED_SILENCE = bytes(320)
 
 
 def encoded(media_format: str, pcm: Pcm) -> bytes:
-    if media_format == "slin":
-        return pcm.astype("<i2").tobytes()
+    if media_format.startswith("slin"):
+        return at_rate(media_format, pcm.astype("<i2").tobytes())
     return g711.ulaw_encode(pcm) if media_format == "ulaw" else g711.alaw_encode(pcm)
+
+
+def at_rate(media_format: str, pcm: bytes) -> bytes:
+    """PCM16 of 8 kHz at the rate of a media format."""
+    return np.repeat(np.frombuffer(pcm, "<i2"), MediaFormat(media_format).sample_rate // 8000).tobytes()
 
 
 def noise(level_dbfs: float, frames: int = 1, seed: int = 1) -> Pcm:
@@ -48,7 +54,7 @@ class Talk:
     def tick(self, caller: Pcm | None, played: bytes | None = None) -> None:
         self.at += 1
         self.turns.heard = None if caller is None else encoded(self.format, caller)
-        self.turns.tick(self.at, played)
+        self.turns.tick(self.at, None if played is None else at_rate(self.format, played))
 
     def caller(self, ticks: int, played: bytes | None = None, speech: Pcm = SPEECH) -> Talk:
         for _ in range(ticks):
@@ -485,11 +491,12 @@ def test_talk_is_what_the_talkspurts_say(
     heard += [False] * (length - len(heard))
     played += [False] * (length - len(played))
     loud, quiet = encoded(media_format, SPEECH), encoded(media_format, SILENCE)
+    sounding, silent = at_rate(media_format, PLAYED), at_rate(media_format, PLAYED_SILENCE)
     turns = Turns(media_format, TurnTimes())
     before: tuple[int, ...] = ()
     for at, (speaks, sounds) in enumerate(zip(heard, played, strict=True), 1):
         turns.heard = loud if speaks else quiet
-        turns.tick(at, PLAYED if sounds else PLAYED_SILENCE if streams_silence else None)
+        turns.tick(at, sounding if sounds else silent if streams_silence else None)
         now = (
             turns.turns,
             turns.unanswered,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiosocket.callspec import CallSpec
+from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.dialects import open_dialect
 from audiosocket.dialects.base import Clear, Ignored, Mark, StreamEnd
 from audiosocket.dialects.twilio import TwilioDialect
@@ -185,6 +185,11 @@ def test_a_stream_id_from_elsewhere_cannot_break_a_message() -> None:
     dialect = TwilioDialect(spec(stream_sid='%s%d"\\'))
     dialect.opening()
     assert json.loads(dialect.media(bytes(160)))["streamSid"] == 'MZ%s%d"\\'
+
+
+def test_wideband_media_is_refused() -> None:
+    with pytest.raises(ConfigError, match="media format slin16: Twilio's streams have 8000 Hz: use slin, ulaw or alaw"):
+        open_dialect(spec(media_format=MediaFormat.SLIN16))
 
 
 @pytest.mark.parametrize(

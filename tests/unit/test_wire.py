@@ -72,5 +72,11 @@ def test_a_payload_that_does_not_fit_is_our_fault() -> None:
 
 
 def test_the_silence_frame_is_what_asterisk_understands() -> None:
-    assert b"\x10\x01\x40" + bytes(320) == wire.SILENCE_FRAME
+    assert b"\x10\x01\x40" + bytes(320) == wire.SILENCE_FRAME == wire.LINEAR[8000].silence
+    assert b"\x12\x02\x80" + bytes(640) == wire.LINEAR[16000].silence
+    assert b"\x13\x03\xc0" + bytes(960) == wire.LINEAR[24000].silence
+    for rate, linear in wire.LINEAR.items():
+        assert linear.frame_bytes == rate // 50 * 2
+        assert linear.silence.startswith(linear.header)
+        assert linear.header[0] == linear.kind in wire.AUDIO_KINDS
     assert wire.HANGUP_FRAME == b"\x00\x00\x00"

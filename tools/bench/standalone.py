@@ -89,6 +89,7 @@ def main(port: int, status_port: int, url: str, capacity: int, profile: str | No
         caller="+919000000001",
         callee="+918000000001",
         media_format=MediaFormat.ULAW,
+        fade_ms=0,  # frames are compared bit by bit
         report_stream="",
         created_at_ms=0,
         expires_at_ms=0,
