@@ -191,7 +191,7 @@ def _check_rate(spec: CallSpec) -> None:
     form, rate = spec.media_format, spec.media_format.sample_rate
     try:
         open_dialect(spec)
-        asked = query_rate(spec.url)
+        asked = query_rate(spec.url) if DIALECTS[spec.dialect].wideband else None
     except (ConfigError, ValueError) as error:
         raise click.UsageError(str(error)) from None
     if asked not in (None, rate):

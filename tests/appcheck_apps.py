@@ -62,6 +62,7 @@ class Bot:
     def __init__(self, socket: web.WebSocketResponse, manners: Manners, server: Server) -> None:
         self.socket, self.manners, self.server = socket, manners, server
         self.sid = ""
+        self.rate = 8000
         self.awaiting = False
         self.loud = self.quiet = 0
         self.heard = False
@@ -77,6 +78,7 @@ class Bot:
                 return
             if event == "start":
                 self.sid = content["stream_sid"]
+                self.rate = int(content["start"]["media_format"]["sample_rate"])
                 await self.say(self.manners.greets, 500)
             elif event == "media":
                 await self.hear(np.frombuffer(base64.b64decode(content["media"]["payload"]), "<i2"))
@@ -107,7 +109,7 @@ class Bot:
         manners = self.manners
         if not manners.speaks:
             return
-        audio = tone(hertz, seconds).astype("<i2").tobytes()
+        audio = tone(hertz, seconds, self.rate).astype("<i2").tobytes()
         if manners.payload == "ulaw":
             # A tone is too regular to be told apart when it is misread; a voice is not.
             audio = pcm_to_ulaw(voice(seconds))

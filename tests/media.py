@@ -25,4 +25,7 @@ def call_spec(**changes: Any) -> CallSpec:
         "created_at_ms": 0,
         "expires_at_ms": 2**50,
     }
-    return CallSpec(**(values | changes))
+    values |= changes
+    # Its text will do, as on the wire.
+    values["media_format"] = MediaFormat(values["media_format"])
+    return CallSpec(**values)

@@ -15,13 +15,13 @@ from typing import Any
 from audiosocket.app_stream import CLOSE_SECONDS, AppStream, Dialler
 from audiosocket.appcheck.observe import Observer
 from audiosocket.appcheck.trace import AUDIBLE_DBFS, Closing, Ending, Farewell, Handshake, Heard, Refusal, Span, Trace
-from audiosocket.appcheck.voice import Line, Samples, level_dbfs
+from audiosocket.appcheck.voice import RATE, Line, Samples, level_dbfs, widened
 from audiosocket.callspec import CallSpec
 from audiosocket.clock import Clock
 from audiosocket.dialects import DIALECTS, open_dialect
 from audiosocket.errors import ApplicationError
 from audiosocket.session import Session
-from audiosocket.wire import HEADER_BYTES, SILENCE_FRAME
+from audiosocket.wire import HEADER_BYTES
 
 BURST_TICKS = 25
 """A slow network delivers every 500 ms."""
@@ -40,7 +40,9 @@ class VirtualCall:
         self._line = Line(trace.number)
         self._dialect = dialect = open_dialect(spec)
         self._session = Session(spec, dialect, self._send, self._note)
-        self._observer = Observer(trace, open_dialect(spec), DIALECTS[spec.dialect])
+        rate = spec.media_format.sample_rate
+        self._times = rate // RATE
+        self._observer = Observer(trace, open_dialect(spec), DIALECTS[spec.dialect], rate)
         self._origin = time.monotonic()
         self._held: list[bytes] = []
         self._ticks = 0
@@ -167,14 +169,16 @@ class VirtualCall:
     def _tick(self, missed: int) -> None:
         now = self._ticked = self.now
         for _ in range(missed + 1):
-            self._session.caller_audio(self._line.frame())
+            frame = self._line.frame()
+            self._session.caller_audio(frame if self._times == 1 else widened(frame, self._times))
         if self.trace.slow:
             self._delay()
         out = self._session.tick(missed)
-        if out == SILENCE_FRAME:
+        silence = self._session.linear.silence
+        if out == silence:
             return
-        for at in range(0, len(out), len(SILENCE_FRAME)):
-            dbfs = level_dbfs(out[at + HEADER_BYTES : at + len(SILENCE_FRAME)])
+        for at in range(0, len(out), len(silence)):
+            dbfs = level_dbfs(out[at + HEADER_BYTES : at + len(silence)])
             self.trace.heard.append(Heard(now, dbfs))
             if dbfs >= AUDIBLE_DBFS:
                 self._last_audible = now

@@ -21,10 +21,11 @@ from audiosocket.appcheck.findings import Severity
 from audiosocket.appcheck.report import Screen, as_json, show
 from audiosocket.appcheck.scenarios import SCENARIOS, Pace
 from audiosocket.appcheck.voice import Samples, read_speech
-from audiosocket.callspec import CallSpec, MediaFormat, masked_url
+from audiosocket.callspec import WIDEBAND, CallSpec, MediaFormat, masked_url
 from audiosocket.dialects import DIALECTS, open_dialect
 from audiosocket.errors import ConfigError
 from audiosocket.runtime.config import secret_file
+from audiosocket.settings import SAMPLE_RATES, query_rate
 
 _PACE = Pace()
 
@@ -32,6 +33,11 @@ _PACE = Pace()
 @click.command()
 @click.argument("url")
 @click.option("--dialect", type=click.Choice(sorted(DIALECTS)), default="exotel", show_default=True)
+@click.option(
+    "--sample-rate",
+    type=click.Choice([str(rate) for rate in SAMPLE_RATES]),
+    help="Of the calls, in Hz (exotel).  [default: what the URL's query asks for, otherwise 8000]",
+)
 @click.option(
     "--option",
     "options",
@@ -72,6 +78,7 @@ _PACE = Pace()
 def appcheck(
     url: str,
     dialect: str,
+    sample_rate: str | None,
     options: tuple[str, ...],
     parameters: tuple[str, ...],
     credentials_file: Path | None,
@@ -95,6 +102,7 @@ def appcheck(
     address, credentials = split_address(url, dialect)
     if credentials and credentials_file is not None:
         raise click.UsageError("the URL carries credentials and --credentials-file does too: give one of them")
+    rate = _rate(address, dialect, sample_rate)
     spec = CallSpec(
         call_id="",
         leg_uuid="",
@@ -109,7 +117,7 @@ def appcheck(
         caller=caller,
         callee=callee,
         custom_parameters=_pairs("--parameter", parameters),
-        media_format=MediaFormat.ULAW,
+        media_format=WIDEBAND.get(rate, MediaFormat.ULAW),
         fade_ms=0,  # it is the application that is listened to
         report_stream="",
         created_at_ms=0,
@@ -153,6 +161,17 @@ def _play(console: Console, spec: CallSpec, names: list[str], pace: Pace, record
         raise click.exceptions.Exit(130) from None
     finally:
         screen.quiet()
+
+
+def _rate(url: str, dialect: str, given: str | None) -> int:
+    try:
+        asked = query_rate(url) if DIALECTS[dialect].wideband else None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    rate = asked or 8000 if given is None else int(given)
+    if asked not in (None, rate):
+        raise click.UsageError(f"--sample-rate is {rate} and the URL asks for {asked}: make them agree")
+    return rate
 
 
 def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:

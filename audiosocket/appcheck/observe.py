@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from audiosocket.appcheck.trace import Media, Named, Trace
+from audiosocket.appcheck.voice import RATE, narrowed
 from audiosocket.dialects import DIALECTS
 from audiosocket.dialects.app_messages import UNREADABLE
 from audiosocket.dialects.base import Clear, Dialect, Ignored, Mark, Platform
@@ -26,13 +27,14 @@ _SPELLINGS = sorted({platform.stream_id for platform in DIALECTS.values()})
 
 
 class Observer:
-    """Puts the messages of one call on its trace. `dialect` is used to decode alone."""
+    """Puts the messages of one call at `sample_rate` (Hz) on its trace. `dialect` is used to decode alone."""
 
-    def __init__(self, trace: Trace, dialect: Dialect, platform: Platform) -> None:
+    def __init__(self, trace: Trace, dialect: Dialect, platform: Platform, sample_rate: int = RATE) -> None:
         trace.stream_sid = dialect.stream_sid
         self._trace = trace
         self._dialect = dialect
         self._platform = platform
+        self._times = sample_rate // RATE
         self._kept = 0
         self._sample_bytes = 2 if dialect.encoding is Encoding.PCM16 else 1
 
@@ -49,7 +51,7 @@ class Observer:
             trace.clears.append(at)
         elif isinstance(asked, bytes) and self._kept < KEPT_AUDIO_BYTES:
             self._kept += len(asked)
-            trace.media.append(Media(at, asked, len(asked) * self._sample_bytes // 2))
+            trace.media.append(Media(at, narrowed(asked, self._times), len(asked) * self._sample_bytes // 2))
         self._ids(msgspec.json.decode(message))
 
     def binary(self) -> None:

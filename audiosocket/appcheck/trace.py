@@ -42,8 +42,9 @@ class Media:
 
     at: float
     pcm: bytes
+    """At 8 kHz."""
     size: int
-    """Bytes of its payload, in the dialect's encoding."""
+    """Bytes of its payload, in the dialect's encoding and at the call's rate."""
 
 
 @dataclass(frozen=True, slots=True)

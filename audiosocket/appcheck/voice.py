@@ -1,4 +1,5 @@
-"""The virtual caller's voice, and what is told about audio by its samples alone. PCM16 is 8 kHz mono little-endian.
+"""The virtual caller's voice, and what is told about audio by its samples alone. PCM16 is 8 kHz mono little-endian; an
+application that has another rate is spoken to through `widened` and heard through `narrowed`.
 
 The voice is a synthetic one: syllables of a pitch under vowel formants with a breath of noise before each. A detector
 of voice takes it for speech; there are no words in it. Every caller has a pitch and a seed of its own, so that its
@@ -111,6 +112,18 @@ class Line:
         """The next 20 ms: 160 bytes."""
         self._count += 1
         return self._speech.pop() if self._speech else self._noise[self._count % len(self._noise)]
+
+
+def widened(codes: bytes, times: int) -> bytes:
+    """μ-law of 8 kHz as PCM16 of so many times the rate: straight lines between the samples."""
+    samples = np.frombuffer(ulaw_to_pcm(codes), "<i2")
+    between: Floats = np.interp(np.arange(len(samples) * times) / times, np.arange(len(samples)), samples)
+    return between.astype("<i2").tobytes()
+
+
+def narrowed(pcm: bytes, times: int) -> bytes:
+    """PCM16 of so many times 8 kHz as PCM16 of 8 kHz: of so many samples one, fit to be judged if not to be heard."""
+    return pcm if times == 1 else np.frombuffer(pcm[: len(pcm) & ~1], "<i2")[::times].tobytes()
 
 
 def level_dbfs(pcm: bytes) -> float:

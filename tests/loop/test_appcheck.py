@@ -18,7 +18,7 @@ from audiosocket.appcheck.check import Outcome, check
 from audiosocket.appcheck.findings import DOCUMENTS, Severity
 from audiosocket.appcheck.scenarios import SCENARIOS, Pace
 from audiosocket.appcheck.trace import Farewell, Trace
-from audiosocket.callspec import CallSpec
+from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.g711 import pcm_to_ulaw
 from tests.appcheck_apps import Manners, bot, serving
 from tests.media import call_spec
@@ -151,6 +151,33 @@ async def test_an_echo_is_told_apart_from_an_answer() -> None:
         )
     assert codes(found) == {"echoes_caller", "chunk_small"}
     assert "crossed" not in codes(together)
+
+
+@pytest.mark.parametrize("media_format", [MediaFormat.SLIN16, MediaFormat.SLIN24])
+async def test_an_application_is_judged_at_its_own_rate(media_format: MediaFormat) -> None:
+    wide = {"media_format": media_format}
+
+    async def seen(manners: Manners, name: str) -> Outcome:
+        async with bot(manners) as url:
+            return await checked(call_spec(url=url, **wide), name)
+
+    async with serving(application(echo)) as url:
+        speech, barge_in, coded, odd, echoed = await asyncio.gather(
+            seen(Manners(), "speech"),
+            seen(Manners(), "barge-in"),
+            seen(Manners(payload="ulaw"), "greeting"),
+            seen(Manners(chunk=3201), "greeting"),
+            checked(call_spec(url=url, **wide), "speech"),
+        )
+    assert [codes(one) for one in (speech, barge_in, coded, odd)] == [set(), set(), {"wrong_encoding"}, {"chunk_odd"}]
+    assert "echoes_caller" in codes(echoed)
+    assert speech.figures.response_ms is not None
+    assert speech.figures.message_bytes is not None
+    assert speech.figures.message_bytes.most == 3200
+    # The greeting and one reply, in seconds that do not hang on the rate.
+    (call,) = speech.traces
+    assert sum(len(media.pcm) for media in call.media) / 16_000 == pytest.approx(2.0, abs=0.01)
+    assert call.figures.frames_played == 100
 
 
 async def test_the_other_dialect_is_spoken_too() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from audiosocket import wire
 from audiosocket.callspec import MediaFormat
+from audiosocket.recording.recordings import RecordingOptions
 from tests.worker_rig import Asterisk, Rig, rig, until
-from tools.audio.tones import tone
+from tools.audio.tones import dominant_frequency, tone
 
 pytestmark = [pytest.mark.loop, pytest.mark.parametrize("media_format", [MediaFormat.SLIN16, MediaFormat.SLIN24])]
 
@@ -126,6 +129,25 @@ async def test_a_clear_and_the_figures_are_in_the_calls_time(media_format: Media
     assert abs(figures.caller_talk_ms - 500) <= 100
     assert figures.response_ms["count"] == 1
     assert abs(figures.app_talk_ms - figures.frames_played * 20) <= 100
+
+
+async def test_a_recording_has_the_rate_of_the_call(tmp_path: Path, media_format: MediaFormat) -> None:
+    rate = media_format.sample_rate
+    spoken = tone(440, 1, rate).astype("<i2").tobytes()
+    async with rig(recordings=RecordingOptions(tmp_path, min_free_mb=0)) as r:
+        channel = await r.talking(media_format=media_format, recording=True)
+        await r.app.say(tone(3000, 1, rate).astype("<i2").tobytes())
+        await say(
+            channel, KINDS[media_format], [spoken[at : at + rate // 25] for at in range(0, len(spoken), rate // 25)]
+        )
+        await until(lambda: len(channel.audio()) >= 50, "all of it played")
+        await channel.hang_up()
+        report = await r.report()
+    with wave.open(report.recording) as file:
+        assert (file.getnchannels(), file.getframerate()) == (2, rate)
+        sides = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, 2)
+    assert dominant_frequency(sides[:, 0], rate) == pytest.approx(440, abs=3)
+    assert dominant_frequency(sides[:, 1], rate) == pytest.approx(3000, abs=3)
 
 
 async def test_twilio_is_refused(media_format: MediaFormat) -> None:

@@ -38,9 +38,11 @@ from audiosocket.appcheck.voice import (
     Samples,
     guess_encoding,
     level_dbfs,
+    narrowed,
     read_speech,
     resemblance,
     utterance,
+    widened,
 )
 from audiosocket.appcheck.words import outcome
 from audiosocket.callspec import MediaFigures
@@ -422,6 +424,16 @@ def test_the_line_carries_speech_then_noise() -> None:
     assert level_dbfs(ulaw_to_pcm(frames[5])) < -60
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_what_was_said_at_a_higher_rate_is_found_again(times: int) -> None:
+    codes = pcm_to_ulaw(utterance(0.3, 1).tobytes())
+    wide = widened(codes, times)
+    assert len(wide) == 2 * len(codes) * times
+    assert narrowed(wide, times) == narrowed(ulaw_to_pcm(codes), 1) == ulaw_to_pcm(codes)
+    assert narrowed(wide + b"\1", times) == ulaw_to_pcm(codes)
+    assert level_dbfs(wide) == pytest.approx(level_dbfs(ulaw_to_pcm(codes)), abs=2)
+
+
 def write_wav(path: Path, rate: int, seconds: float) -> Path:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -469,6 +481,10 @@ def test_every_scenario_has_words() -> None:
         (["ws://h/", "--parameter", "=x"], "expected KEY=VALUE"),
         (["ws://h/", "--speech", "EMPTY"], "not readable as a WAV file"),
         (["wss://h/?a=b", "--dialect", "twilio"], "Twilio allows no query"),
+        (["wss://h/", "--dialect", "twilio", "--sample-rate", "16000"], "Twilio's streams have 8000 Hz"),
+        (["wss://h/", "--sample-rate", "44100"], "'44100' is not one of '8000', '16000', '24000'"),
+        (["wss://h/?sample-rate=44100"], "one of 8000, 16000, 24000"),
+        (["wss://h/?sample-rate=24000", "--sample-rate", "16000"], "make them agree"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], complaint: str, tmp_path: Path) -> None:

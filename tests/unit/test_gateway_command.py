@@ -41,6 +41,11 @@ LISTEN = ["--listen", "127.0.0.1:9092"]
             "media format slin16: Twilio's streams have 8000 Hz: use slin, ulaw or alaw",
         ),
         (
+            # To this platform it is a parameter like any other.
+            [*LISTEN, "--app", "wss://app/media?sample-rate=16000", "--dialect", "plivo", "--format", "slin24"],
+            "media format slin24: Plivo's streams have 8000 Hz: use slin, ulaw or alaw",
+        ),
+        (
             [*LISTEN, "--app", "wss://app/media?sample-rate=16000"],
             "--format slin has 8000 Hz and the URL of --app asks for 16000: make them agree",
         ),

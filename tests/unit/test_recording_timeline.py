@@ -15,7 +15,7 @@ from audiosocket.callspec import MediaFormat
 from audiosocket.g711 import alaw_to_pcm, ulaw_to_pcm
 from audiosocket.recording import wav
 from audiosocket.recording.recorder import BLOCK_TICKS, Recorder
-from audiosocket.recording.timeline import Block, Stretch, Timeline, rate_of
+from audiosocket.recording.timeline import Block, Stretch, Timeline
 
 pytestmark = pytest.mark.unit
 
@@ -156,7 +156,7 @@ def test_a_flood_is_cut_and_not_carried_along() -> None:
 
 @pytest.mark.parametrize("media_format", list(MediaFormat))
 def test_both_sides_are_what_was_sent_and_heard(media_format: MediaFormat) -> None:
-    rate = rate_of(media_format)
+    rate = media_format.sample_rate
     size = rate // 50
     rng = np.random.default_rng(1)
     width = 1 if media_format in ("ulaw", "alaw") else 2
