@@ -10,10 +10,11 @@ import ipaddress
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, SecretStr, Tag, ValidationError, field_validator, model_validator
 
+from ari_app.failure import CircuitBreakerSettings, FallbackSettings
 from audiosocket.callspec import WIDEBAND
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
 from audiosocket.settings import (
@@ -183,6 +184,30 @@ class _Application(Settings):
 
     record: bool = False
     """Whether its calls are recorded (see docs/recording.md)."""
+    first_audio_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    """How long the application may take to its first audio; 0: for ever."""
+    max_silence_seconds: Annotated[float, Field(ge=0, le=3600)] = 60.0
+    """How long it may then play nothing while the caller is silent too; 0: for ever."""
+    max_seconds: Annotated[float, Field(ge=1, le=14400)] = 3600.0
+    """The longest that its stream may take. Exotel documents 60 minutes."""
+    one_way: bool = False
+    """It only listens: what it sends is ignored."""
+    digits_to_caller: bool = False
+    """Whether it may send digits to the caller."""
+    fallback: FallbackSettings = FallbackSettings()
+    circuit_breaker: CircuitBreakerSettings = CircuitBreakerSettings()
+
+    @model_validator(mode="after")
+    def _fallback_url(self) -> Self:
+        if self.fallback.url is not None:
+            # It is dialled in the place of `url`: every rule about that one holds for it too.
+            values = {name: getattr(self, name) for name in self.model_fields_set - {"fallback"}}
+            try:
+                type(self).model_validate(values | {"url": self.fallback.url})
+            except ValidationError as error:
+                why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"fallback.url: {why}") from None
+        return self
 
     def media_rate(self) -> int:
         """The sample rate in Hz of both directions."""
@@ -415,6 +440,11 @@ class Config(NodeSettings):
                     known = ", ".join(sorted(self.trunks))
                     raise ValueError(f"routes[{index}].trunks: {trunk!r} is not defined: one of {known}")
         self._unreachable_routes()
+        for name, application in self.applications.items():
+            prompt = application.fallback.prompt
+            if prompt is not None and prompt not in self.prompts:
+                known = ", ".join(sorted(self.prompts)) or "none is defined"
+                raise ValueError(f"applications.{name}.fallback.prompt {prompt!r} is not in prompts: {known}")
         both = sorted(set(self.trunks) & set(self.phones))
         if both:
             raise ValueError(f"phones.{both[0]}: a trunk has this name too: rename one")

@@ -205,6 +205,8 @@ class MediaFigures(msgspec.Struct, kw_only=True):
     """Frames of application audio sent to Asterisk."""
     silence_played: int = 0
     """Frames of silence sent to Asterisk while the application had nothing to play."""
+    prompt_played: int = 0
+    """Frames of a prompt, or of the tone of a failed call, sent to Asterisk."""
     frames_dropped: dict[str, int] = {}
     """Frames of application audio that were not played, by reason."""
     underruns: int = 0
@@ -271,14 +273,17 @@ class CallReport(msgspec.Struct, frozen=True, kw_only=True):
     """Where the recording is, in the gateway's words (docs/recording.md); empty: there is none."""
 
 
+NoticeEvent = Literal["connected", "speaking", "digits"]
+
+
 class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller is told while the call goes on, on the same stream as the report (field `notice`)."""
 
     call_id: str
     leg_uuid: str
-    event: Literal["connected", "speaking", "digits"]
-    """`connected`: the application's stream is open, or what stands in for it can be heard; `speaking`: it has sent its
-    first audio; `digits`: it wants `digits` sent to the caller."""
+    event: NoticeEvent
+    """`connected`: the application's stream is open (or what stands in for it can be heard); `speaking`: it has sent
+    its first audio (a prompt is both at once); `digits`: it wants `digits` sent to the caller."""
     digits: str = ""
     at_ms: int
 

@@ -15,6 +15,7 @@ from audiosocket.address import split_address
 from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.dialects import DIALECTS, open_dialect
 from audiosocket.errors import ConfigError
+from audiosocket.prompts import Prompts, load_prompts
 from audiosocket.recording.recordings import RecordingOptions
 from audiosocket.registry import open_registry
 from audiosocket.runtime import logs
@@ -97,12 +98,13 @@ def gateway(
         settings = load_node(config_path)
         options = _node_options(settings, index)
         logs.set_up(f"gateway@{index}", settings.log.level, settings.log.format, settings.log.mask_numbers)
-        _run(options, lambda: RegistrySource(open_registry(settings)))
+        prompts = load_prompts({name: config_path.parent / path for name, path in settings.prompts.items()})
+        _run(options, lambda: RegistrySource(open_registry(settings)), prompts)
 
 
-def _run(options: WorkerOptions, source: Callable[[], CallSource]) -> None:
+def _run(options: WorkerOptions, source: Callable[[], CallSource], prompts: Prompts | None = None) -> None:
     async def main() -> None:
-        await Worker(options, source()).run(StopSignal())
+        await Worker(options, source(), prompts).run(StopSignal())
 
     uvloop.run(main())
 

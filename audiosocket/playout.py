@@ -103,6 +103,7 @@ class Playout:
         "_previous_min",
         "_pushed",
         "_recovering",
+        "_sample_rate",
         "_settle",
         "_settle_min",
         "_since_cut",
@@ -120,8 +121,9 @@ class Playout:
     )
 
     def __init__(self, max_seconds: float, sample_rate: int = 8000, fade_ms: float = 0.0) -> None:
+        self._sample_rate = sample_rate
         self._frame_bytes = sample_rate * FRAME_MS // 1000 * 2
-        self._max_bytes = max(self._frame_bytes, int(max_seconds * sample_rate * 2) & ~1)
+        self.limit(max_seconds)
         self._fade_samples = min(round(sample_rate * fade_ms / 1000), self._frame_bytes // 2)
         self._chunks: deque[bytes] = deque()
         self._head = 0  # bytes of the first chunk already taken
@@ -168,9 +170,18 @@ class Playout:
         return self.peak_bytes * FRAME_MS // self._frame_bytes
 
     @property
+    def idle_ticks(self) -> int:
+        """Ticks since the last frame of audio; a few before the first one."""
+        return self._idle_ticks
+
+    @property
     def pending_marks(self) -> int:
         """Marks that are not due yet."""
         return len(self._marks)
+
+    def limit(self, max_seconds: float) -> None:
+        """Another bound, for what is queued from now on."""
+        self._max_bytes = max(self._frame_bytes, int(max_seconds * self._sample_rate * 2) & ~1)
 
     def push(self, audio: bytes) -> None:
         """Queues PCM16 of any length. What is over the bound is dropped and counted in `overrun_bytes`."""

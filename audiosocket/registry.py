@@ -9,18 +9,24 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import msgspec
 import redis.asyncio
 import structlog
+from redis.asyncio.client import PubSub
 
+from audiosocket.breakers import RedisBreakers
 from audiosocket.callspec import (
     HEARTBEAT_TTL_MS,
     WORKERS_KEY,
+    CallNotice,
     CallReport,
     CallSpec,
+    LegOrder,
     WorkerInfo,
+    orders_channel,
     spec_key,
     taken_key,
     worker_key,
@@ -33,6 +39,10 @@ REPORTS_WAITING_MAX = 10_000
 REPORT_STREAM_MAX = 20_000
 """About how many reports a stream keeps when no controller reads it."""
 REPORT_FIELD = "report"
+NOTICE_FIELD = "notice"
+NOTICES_WAITING_MAX = 1000
+LISTEN_SECONDS = 1.0
+"""How long an order is waited for before Redis is asked whether it is still there."""
 CLOSE_SECONDS = 5.0
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 2.0
@@ -66,6 +76,9 @@ class Registry:
         self._take = client.register_script(_TAKE)
         self._reports: deque[tuple[str, bytes]] = deque()
         self._sender: asyncio.Task[None] | None = None
+        self._notices: deque[tuple[str, bytes]] = deque()
+        self._notifier: asyncio.Task[None] | None = None
+        self.breakers = RedisBreakers(client)
         self.reports_lost = 0
 
     async def take(self, leg_uuid: str) -> CallSpec:
@@ -114,12 +127,40 @@ class Registry:
         if self._sender is None or self._sender.done():
             self._sender = asyncio.create_task(self._send_reports(), name="registry-reports")
 
+    def notify(self, stream: str, notice: CallNotice) -> None:
+        """Tell the controller that reads `stream`; returns at once. Notices keep their order. One that cannot be stored
+        is not repeated: it would come too late."""
+        if len(self._notices) >= NOTICES_WAITING_MAX:
+            log.warning("notice_lost", notice=notice.event, call_id=notice.call_id, why="too many wait")
+            return
+        self._notices.append((stream, msgspec.json.encode(notice)))
+        if self._notifier is None or self._notifier.done():
+            self._notifier = asyncio.create_task(self._send_notices(), name="registry-notices")
+
+    async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> NoReturn:
+        """Hand every order for a worker to `handle`, for ever. While Redis is away none is heard."""
+        channel = orders_channel(worker_id)
+        failures = 0
+        while True:
+            try:
+                async with self._redis.pubsub() as listener:
+                    async with redis_call(Unavailable):
+                        await listener.subscribe(channel)
+                    failures = 0
+                    await self._listen(listener, handle)
+            except Unavailable as error:
+                if failures == 0:
+                    log.warning("orders_unheard", worker_id=worker_id, why=str(error))
+                await _pause(failures)
+                failures += 1
+
     async def close(self) -> None:
         """Store the reports that still wait, for at most `CLOSE_SECONDS`, and disconnect."""
-        if self._sender is not None:
-            await asyncio.wait((self._sender,), timeout=CLOSE_SECONDS)
-            self._sender.cancel()
-            await asyncio.gather(self._sender, return_exceptions=True)
+        for task in (self._sender, self._notifier):
+            if task is not None:
+                await asyncio.wait((task,), timeout=CLOSE_SECONDS)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self._reports:
             self.reports_lost += len(self._reports)
             log.error("report_lost", waiting=len(self._reports), lost=self.reports_lost)
@@ -136,13 +177,45 @@ class Registry:
             except Unavailable as error:
                 if failures == 0:
                     log.warning("reports_wait", waiting=len(self._reports), why=str(error))
-                ceiling = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10))
+                await _pause(failures)
                 failures += 1
-                await asyncio.sleep(random.uniform(0, ceiling))
                 continue
             if self._reports and self._reports[0] is head:  # it may have given way meanwhile
                 self._reports.popleft()
             failures = 0
+
+    async def _send_notices(self) -> None:
+        while self._notices:
+            stream, payload = self._notices.popleft()
+            try:
+                async with redis_call(Unavailable):
+                    await self._redis.xadd(stream, {NOTICE_FIELD: payload}, maxlen=REPORT_STREAM_MAX, approximate=True)
+            except Unavailable as error:
+                log.warning("notice_lost", why=str(error))
+
+    async def _listen(self, listener: PubSub, handle: Callable[[LegOrder], None]) -> NoReturn:
+        pinged = False
+        while True:
+            async with redis_call(Unavailable, LISTEN_SECONDS * 2):
+                message = await listener.get_message(ignore_subscribe_messages=True, timeout=LISTEN_SECONDS)
+                if message is None:
+                    # Silence is the rule here, and does not tell a quiet Redis from one that cannot be reached.
+                    if pinged:
+                        raise Unavailable("no answer to a ping")
+                    await listener.ping()
+            pinged = message is None
+            if message is not None and message["type"] == "message":
+                try:
+                    order = msgspec.json.decode(message["data"], type=LegOrder)
+                except msgspec.MsgspecError as error:
+                    log.error("order_unreadable", why=str(error))
+                else:
+                    handle(order)
+
+
+async def _pause(failures: int) -> None:
+    ceiling = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10))
+    await asyncio.sleep(random.uniform(0, ceiling))
 
 
 def open_registry(settings: NodeSettings) -> Registry:

@@ -1,5 +1,8 @@
 """One call's media, without IO: caller audio becomes messages, messages become frames for the caller.
 
+A session is as long as its media leg and may see several streams, one after the other, and a prompt at the end; the
+caller's side keeps its 20 ms throughout.
+
 The shell calls in (`caller_audio`, `digit`, `app_text`, `tick`), and what has to leave goes out through two callables
 given at the start: `send` for messages to the application, `note` for the call's story. A tick is 20 ms on the
 worker's clock; time is counted in ticks. Both ways have the sample rate of the call's media format (`linear`).
@@ -7,17 +10,18 @@ worker's clock; time is counted in ticks. Both ways have the sample rate of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from audiosocket.callspec import CallSpec, MediaFigures
-from audiosocket.dialects.base import Clear, Dialect, Ignored, Mark
+from audiosocket.callspec import CallSpec, NoticeEvent
+from audiosocket.carried import Carried
+from audiosocket.dialects.base import Clear, Dialect, Digits, Ignored, Mark
 from audiosocket.durations import TurnTimes
 from audiosocket.g711 import CONVERTERS, silent_frame
 from audiosocket.playout import Playout
 from audiosocket.recording.recorder import Recorder
 from audiosocket.turns import Turns
-from audiosocket.wire import FRAME_MS, LINEAR
+from audiosocket.wire import LINEAR
 
 CATCH_UP_FRAMES = 2
 """Frames that a late tick may hand out besides its own: 40 ms, which every jitter buffer holds."""
@@ -30,48 +34,54 @@ GAP_TICKS = 5
 the start of the gap on: applications expect a continuous stream."""
 MAX_PENDING_MARKS = 10_000
 
+_NOT_HEARD = Ignored("one_way")
 
-class Session:
+
+def _unheard(message: bytes) -> Ignored:
+    return _NOT_HEARD
+
+
+def _nothing() -> None:
+    return None
+
+
+class Session(Carried):
     """See the module's text. `app_blocked` is set by the shell while the application's socket takes no more."""
 
     __slots__ = (
-        "_caller_frames",
+        "_before",
+        "_caller_heard",
         "_convert",
         "_decode",
-        "_dialect",
-        "_dropped",
+        "_digits_to_caller",
+        "_flowing",
         "_frame_bytes",
         "_gap_ticks",
         "_header",
         "_held_marks",
-        "_ignored",
         "_instant_mark",
         "_media",
-        "_media_received",
+        "_media_format",
+        "_next_frame",
         "_note",
+        "_notify",
+        "_one_way",
         "_open",
+        "_prompt",
+        "_prompt_over",
         "_rest",
         "_send",
-        "_sent",
         "_silence",
         "_silence_frame",
+        "_spoken",
         "_stall_frames",
         "_stall_tick",
         "app_blocked",
-        "bytes_received",
-        "clears",
-        "digits",
+        "began",
         "first_audio",
-        "linear",
-        "marks_received",
-        "marks_sent",
-        "playout",
+        "held",
         "recorder",
-        "silence_played",
-        "stalls",
         "ticks",
-        "ticks_late",
-        "turns",
     )
 
     def __init__(
@@ -81,54 +91,100 @@ class Session:
         send: Callable[[bytes], None],
         note: Callable[[str, dict[str, Any]], None],
         times: TurnTimes | None = None,
+        notify: Callable[[NoticeEvent, str], None] | None = None,
     ) -> None:
-        self._dialect = dialect
-        self._media = dialect.media
-        self._decode = dialect.decode
+        """`notify` is told what the controller is to know at once: (`speaking`, ""), (`digits`, the digits)."""
         rate = spec.media_format.sample_rate
-        self._convert = CONVERTERS[dialect.encoding][spec.media_format]
-        self._silence = silent_frame(dialect.encoding, rate)
-        self.linear = LINEAR[rate]
+        playout = Playout(spec.playout_max_seconds, rate, spec.fade_ms)
+        super().__init__(dialect, playout, Turns(spec.media_format, times or TurnTimes()), LINEAR[rate])
+        self._media_format = spec.media_format
         self._header = self.linear.header
         self._silence_frame = self.linear.silence
-        self._frame_bytes = dialect.frame_bytes
         self._send = send
         self._note = note
+        self._notify = notify
         self._open = False
-        self._rest = b""
+        self._flowing = False  # the caller's frames reach the application: open, and the first one has come
+        self._before = "before_start"
+        self._caller_heard = False
+        self._spoken = False
+        self._prompt: Iterator[bytes] | None = None
+        self._prompt_over = _nothing
         self._gap_ticks = 0
         self._instant_mark = -1
         self._held_marks: list[str] = []
-        self._caller_frames = 0
-        self._dropped: dict[str, int] = {}
-        self._ignored: dict[str, int] = {}
-        self._sent = 0
         self._stall_tick = -GAP_TICKS - 1
         self._stall_frames = 0
-        self._media_received = 0
-        self.playout = Playout(spec.playout_max_seconds, rate, spec.fade_ms)
         self.recorder: Recorder | None = None
+        self.held = spec.held
+        self._next_frame: Callable[[], bytes | None] = _nothing if spec.held else self.playout.tick
         self.app_blocked = False
-        self.bytes_received = 0
-        self.clears = 0
-        self.digits = 0
+        self.began = 0
+        """The tick from which the application's first audio is waited for."""
         self.first_audio = False
-        self.marks_received = 0
-        self.marks_sent = 0
-        self.silence_played = 0
-        self.stalls = 0
         self.ticks = 0
-        self.ticks_late = 0
-        self.turns = Turns(spec.media_format, times or TurnTimes())
+        self.adopt(spec, dialect)
 
-    # From the caller to the application
+    # Streams, one after the other
 
-    def open(self) -> None:
-        """The application's WebSocket is open: the stream starts."""
+    def open(self, send: Callable[[bytes], None] | None = None) -> None:
+        """The application's WebSocket is open: the stream starts. `send` takes its messages from now on."""
+        if send is not None:
+            self._send = send
         for message in self._dialect.opening():
             self._emit(message)
         self._open = True
+        self._before = "between_streams"
         self._gap_ticks = 0
+        self.began = self.ticks
+
+    def lost(self) -> None:
+        """The stream is over, and there is nobody to tell."""
+        self._open = self._flowing = False
+
+    def switch(self, spec: CallSpec, dialect: Dialect, times: TurnTimes) -> None:
+        """Another application takes over: what the one before has left is dropped. The stream starts at `open`."""
+        self._drop_stream(times)
+        self.playout.limit(spec.playout_max_seconds)
+        for reason, count in self._dialect.oddities.items():
+            self.ignore(reason, count)
+        self.adopt(spec, dialect)
+
+    def play(self, frames: Iterator[bytes], over: Callable[[], None]) -> None:
+        """A prompt takes the application's place; `over` is called at the tick after its last frame."""
+        self._drop_stream(TurnTimes())
+        self._prompt = frames
+        self._prompt_over = over
+
+    def release(self) -> None:
+        """The caller has been answered: what has been held back is played."""
+        if self.held:
+            self.held = False
+            self._next_frame = self.playout.tick
+            self.began = self.ticks
+            self._note("released", {})
+
+    def adopt(self, spec: CallSpec, dialect: Dialect) -> None:
+        """What the stream that is to be opened speaks."""
+        self._dialect = dialect
+        self._media = dialect.media
+        self._decode: Callable[[bytes], object] = _unheard if spec.one_way else dialect.decode
+        self._convert = CONVERTERS[dialect.encoding][self._media_format]
+        self._silence = silent_frame(dialect.encoding, self._media_format.sample_rate)
+        self._frame_bytes = dialect.frame_bytes
+        self._one_way = spec.one_way
+        self._digits_to_caller = spec.digits_to_caller
+        self._rest = b""
+
+    def _drop_stream(self, times: TurnTimes) -> None:
+        self.lost()
+        self._ended_bytes += self.playout.depth_bytes
+        self.playout.clear()
+        self._held_marks.clear()
+        self.app_blocked = False
+        self.turns.switch(self.ticks, times)
+
+    # From the caller to the application
 
     def caller_backlog(self, frames: int) -> int:
         """Audio frames have arrived in one piece: how many of them, the oldest, are too old to be passed on."""
@@ -150,8 +206,7 @@ class Session:
         self._gap_ticks = 0
         if self.recorder is not None:
             self.recorder.heard(payload)
-        if not self._open:
-            self._drop("before_start", 1)
+        if not self._flowing and not self._flow():
             return
         turns = self.turns
         if turns.heard is None:
@@ -165,11 +220,23 @@ class Session:
         # Another ptime than the application's: cut anew, nothing lost.
         self._cut(self._rest + audio)
 
+    def _flow(self) -> bool:
+        """A frame of the caller's, which may be the first: whether it reaches the application."""
+        self.release()
+        if not self._open:
+            self._drop(self._before, 1)
+            return False
+        self._flowing = True
+        if not self._caller_heard:
+            self._caller_heard = True
+            self._note("first_caller_audio", {})
+        return True
+
     def digit(self, digit: str) -> None:
         """A DTMF digit of the caller."""
         self.digits += 1
         self.turns.digit(self.ticks)
-        if self._open:
+        if self._open and not self._one_way:
             self._emit(self._dialect.dtmf(digit))
             self._note("dtmf", {})  # not which: it may be part of a card number
 
@@ -177,7 +244,7 @@ class Session:
         """The stream ends from our side; `reason` in the platform's words (`callended`, `stopped`)."""
         if self._open:
             self._emit(self._dialect.stop(reason))
-            self._open = False
+            self.lost()
 
     # From the application to the caller
 
@@ -188,6 +255,9 @@ class Session:
             self._media_received += 1
             self.bytes_received += len(asked)
             self.playout.push(asked)
+            if self.held and asked and not self._spoken:
+                self._spoken = True
+                self._tell("speaking")
         elif type(asked) is Mark:
             self._mark(asked.name)
         elif type(asked) is Clear:
@@ -202,10 +272,16 @@ class Session:
                 self._emit(self._dialect.cleared())
         elif type(asked) is Ignored:
             self.ignore(asked.reason)
+        elif type(asked) is Digits:
+            if self._digits_to_caller:
+                self._note("digits_to_caller", {"count": len(asked.digits)})  # not which
+                self._tell("digits", asked.digits)
+            else:
+                self.ignore("dtmf_off")
 
-    def ignore(self, reason: str) -> None:
-        """Counts a message that asks for nothing."""
-        self._ignored[reason] = self._ignored.get(reason, 0) + 1
+    def _tell(self, event: NoticeEvent, digits: str = "") -> None:
+        if self._notify is not None:
+            self._notify(event, digits)
 
     def tick(self, missed: int) -> bytes:
         """What Asterisk gets now: one frame, or a few after `missed` ticks. Never nothing: that would freeze it."""
@@ -223,9 +299,11 @@ class Session:
             self._gap_ticks = gap = self._gap_ticks + 1
             if gap >= GAP_TICKS:
                 self._fill(GAP_TICKS if gap == GAP_TICKS else 1)
-        frame = playout.tick()
+        frame = self._next_frame()
         self.turns.tick(self.ticks, frame)
         if frame is None:
+            if self._prompt is not None and not self.held:
+                return self._prompt_frame(self._prompt)
             self.silence_played += 1
             if playout.cut_off:
                 return self._header + playout.take_cut_off()
@@ -233,6 +311,16 @@ class Session:
         if not self.first_audio:
             self.first_audio = True
             self._note("first_app_audio", {})
+        return self._header + frame
+
+    def _prompt_frame(self, prompt: Iterator[bytes]) -> bytes:
+        frame = next(prompt, None)
+        if frame is None:
+            self._prompt = None
+            self.silence_played += 1
+            self._prompt_over()
+            return self._silence_frame
+        self.prompt_played += 1
         return self._header + frame
 
     def _late_tick(self, missed: int) -> bytes:
@@ -288,13 +376,15 @@ class Session:
         elif self.playout.mark(name):
             # Nothing is before it. One instant echo a tick: an application that answers every echo with a mark (one
             # of Exotel's own samples does) would spin for ever.
-            if self._held_marks or self._instant_mark == self.ticks:
+            if self.held or self._held_marks or self._instant_mark == self.ticks:
                 self._held_marks.append(name)
             else:
                 self._instant_mark = self.ticks
                 self._send_mark(name)
 
     def _due_marks(self) -> None:
+        if self.held:
+            return
         held, self._held_marks = self._held_marks, []
         for name in held:
             self._send_mark(name)
@@ -305,41 +395,3 @@ class Session:
         self.marks_sent += 1
         if self._open:
             self._emit(self._dialect.mark(name))
-
-    def _drop(self, reason: str, frames: int) -> None:
-        self._dropped[reason] = self._dropped.get(reason, 0) + frames
-
-    def figures(self) -> MediaFigures:
-        """What has been carried so far."""
-        playout, turns, frame_bytes = self.playout, self.turns, self.linear.frame_bytes
-        dropped = {"overrun": playout.overrun_bytes, "clear": playout.cleared_bytes}
-        return MediaFigures(
-            caller_frames=self._caller_frames,
-            caller_frames_dropped=dict(self._dropped),
-            app_messages_sent=self._sent,
-            app_media_received=self._media_received,
-            app_bytes_received=self.bytes_received,
-            frames_played=playout.frames_played,
-            silence_played=self.silence_played,
-            frames_dropped={reason: -(-size // frame_bytes) for reason, size in dropped.items() if size}
-            | ({"late": playout.recovered_frames} if playout.recovered_frames else {}),
-            underruns=playout.underruns,
-            marks_received=self.marks_received,
-            marks_sent=self.marks_sent,
-            clears=self.clears,
-            digits=self.digits,
-            ignored=self._ignored | self._dialect.oddities,
-            ticks_late=self.ticks_late,
-            playout_peak_ms=playout.peak_ms,
-            stalls=self.stalls,
-            delay_recovered_ms=playout.recovered_frames * FRAME_MS,
-            turns=turns.turns,
-            unanswered_turns=turns.unanswered,
-            interruptions=turns.interruptions,
-            barge_ins_ignored=turns.barge_ins_ignored,
-            response_ms=turns.responses.figures(),
-            barge_in_ms=turns.barge_ins.figures(),
-            caller_talk_ms=turns.caller_ticks * FRAME_MS,
-            app_talk_ms=turns.app_ticks * FRAME_MS,
-            both_talk_ms=turns.both_ticks * FRAME_MS,
-        )

@@ -1,4 +1,5 @@
-"""The parts of the configuration file that the media plane reads: `node`, `state_dir`, `store`, `log`, `gateway`."""
+"""The parts of the configuration file that the media plane reads: `node`, `state_dir`, `store`, `log`, `gateway`,
+`prompts`."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from urllib.parse import SplitResult, parse_qs, parse_qsl, unquote, urlsplit, ur
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from audiosocket.runtime.config import Secret, Settings, read_yaml, validate
+from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
 
 CONTROL_SECTIONS = frozenset({"asterisk", "trunks", "phones", "applications", "routes", "controller"})
 """Sections of the same file that a gateway leaves to the control plane."""
@@ -308,6 +309,8 @@ class NodeSettings(Settings):
     ]
     log: LogSettings = LogSettings()
     gateway: GatewaySettings = GatewaySettings()
+    prompts: dict[Name, Path] = Field(default_factory=dict)
+    """WAV files by name, which workers can play to callers."""
 
     @field_validator("store", mode="before")
     @classmethod

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from audiosocket.callspec import CallReport, CallSpec, WorkerInfo
+from audiosocket.breakers import Breakers, MemoryBreakers
+from audiosocket.callspec import CallNotice, CallReport, CallSpec, LegOrder, WorkerInfo
 from audiosocket.errors import SpecRefused
 
 if TYPE_CHECKING:
@@ -24,11 +27,20 @@ log = structlog.get_logger(__name__)
 class CallSource(Protocol):
     """What a worker asks about its calls."""
 
+    breakers: Breakers
+    """Where the circuit breakers of applications are kept."""
+
     async def take(self, leg_uuid: str, peer: str) -> CallSpec:
         """The call that a leg stands for. Raises `SpecRefused`, or `Unavailable` when it cannot be known now."""
 
     async def report(self, spec: CallSpec, report: CallReport) -> None:
         """The end of a call."""
+
+    def notify(self, spec: CallSpec, notice: CallNotice) -> None:
+        """What the controller is to know at once. Returns at once; one that cannot be told is logged and forgotten."""
+
+    async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
+        """Hands every order to `handle`, for as long as the worker runs."""
 
     async def announce(self, info: WorkerInfo) -> None:
         """The worker's registration, every `HEARTBEAT_SECONDS`. Raises `Unavailable`."""
@@ -42,12 +54,19 @@ class RegistrySource:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self.breakers: Breakers = registry.breakers
 
     async def take(self, leg_uuid: str, peer: str) -> CallSpec:
         return await self._registry.take(leg_uuid)
 
     async def report(self, spec: CallSpec, report: CallReport) -> None:
         await self._registry.report(spec.report_stream, report)
+
+    def notify(self, spec: CallSpec, notice: CallNotice) -> None:
+        self._registry.notify(spec.report_stream, notice)
+
+    async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
+        await self._registry.orders(worker_id, handle)
 
     async def announce(self, info: WorkerInfo) -> None:
         await self._registry.heartbeat(info)
@@ -68,6 +87,7 @@ class StandaloneSource:
         self._template = template
         self._accept_any = accept_any
         self._seen: OrderedDict[str, None] = OrderedDict()
+        self.breakers: Breakers = MemoryBreakers()
 
     async def take(self, leg_uuid: str, peer: str) -> CallSpec:
         if not self._accept_any:
@@ -93,6 +113,12 @@ class StandaloneSource:
 
     async def report(self, spec: CallSpec, report: CallReport) -> None:
         return None  # the log line of the ended call is all that a standalone worker leaves
+
+    def notify(self, spec: CallSpec, notice: CallNotice) -> None:
+        return None  # there is no controller
+
+    async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
+        await asyncio.Event().wait()
 
     async def announce(self, info: WorkerInfo) -> None:
         return None

@@ -39,6 +39,7 @@ class WorkerCollector(Collector):
         frames.add_metric(["rx"], totals.caller_frames)
         frames.add_metric(["tx"], totals.frames_played)
         frames.add_metric(["tx_silence"], totals.silence_played)
+        frames.add_metric(["tx_prompt"], totals.prompt_played)
         yield frames
         yield _by_reason(
             "trunkbridge_media_frames_dropped",
@@ -51,6 +52,12 @@ class WorkerCollector(Collector):
         )
         yield _by_reason("trunkbridge_media_sessions_ended", "Ended media sessions.", worker.ended)
         yield _by_reason("trunkbridge_media_legs_refused", "Connections that were no call of ours.", worker.refused)
+        yield _by_application(
+            "trunkbridge_breaker_trips", "Circuit breakers opened by a failure here.", worker.breakers.trips
+        )
+        yield _by_application(
+            "trunkbridge_calls_suspended", "Applications not dialled: breaker open.", worker.breakers.suspended
+        )
         yield CounterMetricFamily("trunkbridge_playout_underruns", "Queue ran dry inside audio.", totals.underruns)
         yield CounterMetricFamily("trunkbridge_playout_late_ticks", "Ticks a frame or more late.", totals.ticks_late)
         callbacks = CounterMetricFamily("trunkbridge_callbacks", "Callbacks of streams.", labels=["outcome"])
@@ -124,6 +131,13 @@ def _by_reason(name: str, text: str, counts: dict[str, int]) -> CounterMetricFam
     family = CounterMetricFamily(name, text, labels=["reason"])
     for reason, count in sorted(counts.items()):
         family.add_metric([reason], count)
+    return family
+
+
+def _by_application(name: str, text: str, counts: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=["application"])
+    for application, count in sorted(counts.items()):
+        family.add_metric([application], count)
     return family
 
 

@@ -159,6 +159,16 @@ class Turns:
             self.unanswered += 1
         self._waiting = False
 
+    def switch(self, now: int, times: TurnTimes) -> None:
+        """The application has gone: nothing is owed by the one that takes over, whose times go into `times`."""
+        self.cleared()
+        self.end(now)
+        self._run = 0
+        self.heard = None
+        self._earlier.clear()
+        self.responses.share(times.response)
+        self.barge_ins.share(times.barge_in)
+
     # The caller
 
     def _hear(self, at: int, frame: bytes) -> None:

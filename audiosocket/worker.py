@@ -15,14 +15,17 @@ import structlog
 from aiohttp import web
 
 from audiosocket import __version__
+from audiosocket.app_stage import CallServices
 from audiosocket.app_stream import Dialler
-from audiosocket.callspec import HEARTBEAT_SECONDS, EndReason, MediaFigures, WorkerInfo
+from audiosocket.breakers import BreakerDesk
+from audiosocket.callspec import HEARTBEAT_SECONDS, EndReason, LegOrder, MediaFigures, WorkerInfo
 from audiosocket.clock import Clock
 from audiosocket.durations import TurnTimes
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.legs.audiosocket import AudioSocketLeg
 from audiosocket.media_call import MediaCall
 from audiosocket.platform_http import PlatformHttp
+from audiosocket.prompts import Prompts
 from audiosocket.recording.recordings import RecordingOptions, Recordings
 from audiosocket.runtime.process import StopSignal, notify
 from audiosocket.sources import CallSource
@@ -31,7 +34,8 @@ from audiosocket.status import status_app
 SPARE_CONNECTIONS = 64
 """Connections beyond the capacity that may be open at once: legs that end, and strangers until they are refused."""
 LISTEN_BACKLOG = 1024
-_NOT_COUNTED = ("connect_ms", "first_audio_ms", "playout_peak_ms", "p50", "p95", "p99", "max")
+_TIMES = ("connect_ms", "first_audio_ms", "setup_app_ms", "setup_caller_ms")
+_NOT_COUNTED = (*_TIMES, "playout_peak_ms", "p50", "p95", "p99", "max")
 """Figures of calls that cannot be added up."""
 
 log = structlog.get_logger(__name__)
@@ -59,11 +63,10 @@ class WorkerOptions:
 class Worker:
     """See the module's text. `run` returns when the worker has ended in order."""
 
-    def __init__(self, options: WorkerOptions, source: CallSource) -> None:
+    def __init__(self, options: WorkerOptions, source: CallSource, prompts: Prompts | None = None) -> None:
         self._options = options
         self._source = source
         self._allowed = [ipaddress.ip_network(network) for network in options.allow]
-        self._dialler = Dialler()
         self._legs: set[AudioSocketLeg] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._past = MediaFigures()
@@ -80,6 +83,17 @@ class Worker:
         self.refused: dict[str, int] = {}
         self.capacity = options.capacity
         self.draining = False
+        self.breakers = BreakerDesk(source.breakers)
+        self._services = CallServices(
+            worker_id=options.worker_id,
+            dialler=Dialler(),
+            http=self.http,
+            recordings=self.recordings,
+            prompts=prompts or Prompts(),
+            breakers=self.breakers,
+            turn_times=lambda application: self.turn_times.setdefault(application, TurnTimes()),
+            notify=source.notify,
+        )
 
     @property
     def active(self) -> int:
@@ -114,6 +128,7 @@ class Worker:
         if self.recordings is not None:
             self.recordings.start()
         heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
+        orders = asyncio.create_task(self._source.orders(options.worker_id, self._order), name="orders")
         log.info("worker_ready", worker=options.worker_id, listen=f"{options.host}:{self.port}", capacity=self.capacity)
         notify("READY=1")
         try:
@@ -130,9 +145,12 @@ class Worker:
                 await asyncio.wait(self._tasks)
             for leg in list(self._legs):
                 leg.hangup()
+            orders.cancel()
+            await asyncio.gather(orders, return_exceptions=True)
             await self.http.close()
             if self.recordings is not None:
                 await self.recordings.stop()
+            await self.breakers.close()
             await self._source.close(options.worker_id)
             if status is not None:
                 await status.cleanup()
@@ -180,8 +198,7 @@ class Worker:
         if len(self.calls) >= self.capacity or spec.call_id in self.calls:
             self._refuse(leg, "full" if spec.call_id not in self.calls else "duplicate")
             return
-        times = self.turn_times.setdefault(spec.application, TurnTimes())
-        call = MediaCall(leg, spec, self._options.worker_id, self._dialler, times, self.http, self.recordings)
+        call = MediaCall(leg, spec, self._services)
         self.calls[spec.call_id] = call
         try:
             await call.run(lambda report: self._source.report(spec, report))
@@ -191,6 +208,12 @@ class Worker:
             reason = call.end_reason.value
             self.ended[reason] = self.ended.get(reason, 0) + 1
             del self.calls[spec.call_id]
+
+    def _order(self, order: LegOrder) -> None:
+        for call in self.calls.values():
+            if call.spec.leg_uuid == order.leg_uuid:
+                call.order(order)
+                return
 
     async def _drain(self, stop: StopSignal) -> None:
         self.draining = True

@@ -14,8 +14,10 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from audiosocket import wire
-from audiosocket.callspec import CallReport, CallSpec, WorkerInfo
+from audiosocket.breakers import Breakers, MemoryBreakers
+from audiosocket.callspec import CallNotice, CallReport, CallSpec, LegOrder, WorkerInfo
 from audiosocket.errors import SpecRefused
+from audiosocket.prompts import Prompts
 from audiosocket.runtime.process import StopSignal
 from audiosocket.worker import Worker, WorkerOptions
 from tests.media import call_spec
@@ -42,6 +44,10 @@ class AnnouncedCalls:
         self.specs: dict[str, CallSpec] = {}
         self.reports: list[CallReport] = []
         self.announced: list[WorkerInfo] = []
+        self.notices: list[CallNotice] = []
+        self.order: Callable[[LegOrder], None] | None = None
+        """Hands an order to the worker."""
+        self.breakers: Breakers = MemoryBreakers()
         self.closed = False
 
     def announce_call(self, **changes: Any) -> CallSpec:
@@ -57,6 +63,13 @@ class AnnouncedCalls:
 
     async def report(self, spec: CallSpec, report: CallReport) -> None:
         self.reports.append(report)
+
+    def notify(self, spec: CallSpec, notice: CallNotice) -> None:
+        self.notices.append(notice)
+
+    async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
+        self.order = handle
+        await asyncio.Event().wait()
 
     async def announce(self, info: WorkerInfo) -> None:
         self.announced.append(info)
@@ -207,10 +220,10 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(**options: Any) -> AsyncIterator[Rig]:
+async def rig(prompts: Prompts | None = None, **options: Any) -> AsyncIterator[Rig]:
     """A running worker and application, stopped in order at the end."""
     async with serving() as app:
-        async for rigged in _rigged(app, options):
+        async for rigged in _rigged(app, prompts, options):
             yield rigged
 
 
@@ -231,10 +244,10 @@ async def serving(port: int = 0) -> AsyncIterator[Application]:
         await runner.cleanup()
 
 
-async def _rigged(app: Application, options: dict[str, Any]) -> AsyncIterator[Rig]:
+async def _rigged(app: Application, prompts: Prompts | None, options: dict[str, Any]) -> AsyncIterator[Rig]:
     source = AnnouncedCalls()
     values = {"worker_id": "test/0", "node": "test", "host": "127.0.0.1", "port": 0, "advertise": "127.0.0.1"}
-    worker = Worker(WorkerOptions(**(values | {"capacity": 50, "drain_seconds": 5} | options)), source)
+    worker = Worker(WorkerOptions(**(values | {"capacity": 50, "drain_seconds": 5} | options)), source, prompts)
     stop = StopSignal()
     running = asyncio.create_task(worker.run(stop), name="worker")
     rigged = Rig(worker, source, app, stop)

@@ -1,13 +1,14 @@
 """What applications send: media, mark and clear, which are the same JSON in every protocol here but for the spelling of
-the stream's id."""
+the stream's id; and `dtmf`, an extension of ours: digits that the caller is to be sent."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
-from audiosocket.dialects.base import AppMessage, Clear, Ignored, Mark
+from audiosocket.dialects.base import AppMessage, Clear, Digits, Ignored, Mark
 
 
 class _Media(msgspec.Struct):
@@ -18,10 +19,18 @@ class _MarkBody(msgspec.Struct):
     name: str
 
 
+class _DtmfBody(msgspec.Struct):
+    """Inside a `dtmf` message: one digit, or several."""
+
+    digit: str | None = None
+    digits: str | None = None
+
+
 class _AppMessage(msgspec.Struct):
     event: str
     media: _Media | None = None
     mark: _MarkBody | None = None
+    dtmf: _DtmfBody | None = None
     stream_sid: Any = None
     streamSid: Any = None
 
@@ -32,6 +41,7 @@ _BAD_JSON = Ignored("bad_json")
 _BAD_BASE64 = Ignored("bad_base64")
 BAD_SHAPE = Ignored("bad_shape")
 UNKNOWN_EVENT = Ignored("unknown_event")
+_DIGITS = re.compile(r"[0-9*#A-D]{1,32}")
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What a decoder of messages raises; a `ValidationError` is a `DecodeError`."""
@@ -42,6 +52,11 @@ def unreadable(error: Exception) -> Ignored:
     if not isinstance(error, msgspec.ValidationError):
         return _BAD_JSON
     return _BAD_BASE64 if "$.media.payload" in str(error) else BAD_SHAPE
+
+
+def digits_for_caller(digits: str | None) -> AppMessage:
+    """Digits that the caller is to be sent: 1 to 32 of a telephone's."""
+    return Digits(digits) if digits is not None and _DIGITS.fullmatch(digits) else BAD_SHAPE
 
 
 class AppMessages:
@@ -70,6 +85,9 @@ class AppMessages:
             return BAD_SHAPE if decoded.mark is None else Mark(decoded.mark.name)
         if event == "clear":
             return _CLEAR
+        if event == "dtmf":
+            body = decoded.dtmf or _DtmfBody()
+            return digits_for_caller(body.digits if body.digits is not None else body.digit)
         return UNKNOWN_EVENT
 
     def odd(self, what: str) -> None:

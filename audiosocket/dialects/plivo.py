@@ -20,11 +20,17 @@ from urllib.parse import parse_qs, quote, urlsplit
 import msgspec
 
 from audiosocket.callspec import CallSpec
-from audiosocket.dialects.app_messages import BAD_SHAPE, UNKNOWN_EVENT, UNREADABLE, AppMessages, unreadable
+from audiosocket.dialects.app_messages import (
+    BAD_SHAPE,
+    UNKNOWN_EVENT,
+    UNREADABLE,
+    AppMessages,
+    digits_for_caller,
+    unreadable,
+)
 from audiosocket.dialects.base import (
     AppMessage,
     Clear,
-    Digits,
     HttpRequest,
     Ignored,
     Mark,
@@ -163,7 +169,7 @@ class PlivoDialect(AppMessages):
         if event == "clearAudio":
             return _CLEAR
         if event == "sendDTMF":
-            return BAD_SHAPE if decoded.dtmf is None else Digits(decoded.dtmf)
+            return digits_for_caller(decoded.dtmf)
         return UNKNOWN_EVENT
 
     def stream_started(self, at_ms: int) -> HttpRequest | None:

@@ -29,6 +29,7 @@ from ari_app.controller.actor import INBOX_MESSAGES, Message
 from ari_app.domain.ids import CallId, bridge_id, media_channel_id
 from ari_app.domain.termination import Result
 from ari_app.errors import NoCapacity, StoreUnavailable
+from ari_app.failure import CircuitBreakerSettings, FallbackSettings
 from ari_app.store.present import Command
 from ari_app.store.records import CallRow
 from audiosocket.callspec import EndReason
@@ -234,6 +235,32 @@ async def up(pbx: Neighbours) -> str:
     await pbx.talking()
     (call_id,) = pbx.controller._actors
     return call_id
+
+
+async def test_the_worker_is_told_what_is_done_about_failures() -> None:
+    plain = config()
+    failing = {
+        "fallback": FallbackSettings(url="ws://spare/", prompt="sorry"),
+        "circuit_breaker": CircuitBreakerSettings(failures=2, seconds=9),
+        "first_audio_seconds": 4.0,
+        "max_silence_seconds": 0.0,
+        "max_seconds": 600.0,
+        "one_way": True,
+        "digits_to_caller": True,
+    }
+    bot = plain.applications["bot"].model_copy(update=failing)
+    pbx = Neighbours(config=plain.model_copy(update={"applications": {"bot": bot}}))
+    try:
+        await up(pbx)
+        (spec,) = pbx.specs.values()
+        assert (spec.fallback_url, spec.fallback_prompt) == ("ws://spare/", "sorry")
+        assert (spec.breaker_failures, spec.breaker_seconds) == (2, 9)
+        assert (spec.first_audio_seconds, spec.max_silence_seconds, spec.stream_seconds) == (4, 0, 600)
+        assert (spec.one_way, spec.digits_to_caller) == (True, True)
+        pbx.destroy(CALLER, 16, requested=True)
+        await pbx.over()
+    finally:
+        await pbx.controller.stop()
 
 
 async def test_a_good_call_and_its_record(pbx: Neighbours) -> None:

@@ -43,7 +43,8 @@ async def test_audio_goes_both_ways_and_the_caller_hangs_up() -> None:
         assert report.figures.caller_frames == 10
         assert report.figures.frames_played == 5
         assert report.figures.first_audio_ms >= 0
-        assert [m.event for m in report.milestones] == ["app_connecting", "app_connected", "first_app_audio", "ended"]
+        events = ["app_connecting", "app_connected", "first_caller_audio", "first_app_audio", "ended"]
+        assert [m.event for m in report.milestones] == events
 
 
 async def test_silence_at_once_and_one_frame_every_20_ms_whatever_happens() -> None:

@@ -424,6 +424,36 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
         {"a": "x" * 256},
         "applications.echo: custom_parameters and the URL's query are too long: Exotel allows 256",
     ),
+    (("applications", "echo", "first_audio_seconds"), -1, "applications.echo.first_audio_seconds: found -1"),
+    (("applications", "echo", "max_seconds"), 0, "applications.echo.max_seconds: found 0"),
+    (("applications", "echo", "one_way"), "both", "applications.echo.one_way: found 'both'"),
+    (
+        ("applications", "echo", "circuit_breaker"),
+        {"failures": -1},
+        "applications.echo.circuit_breaker.failures: found -1",
+    ),
+    (
+        ("applications", "echo", "fallback"),
+        {"prompt": "sorry"},
+        "applications.echo.fallback.prompt 'sorry' is not in prompts: none is defined",
+    ),
+    (
+        ("applications", "echo", "fallback"),
+        {"url": "wss://user:topsecret@bot.example/"},
+        "applications.echo: fallback.url: the URL carries credentials: move them to credentials",
+    ),
+    (
+        ("applications", "echo", "fallback"),
+        {"url": "ftp://bot.example/"},
+        "applications.echo: fallback.url: expected a ws:// or wss:// URL with a host",
+    ),
+    (
+        ("applications", "echo", "fallback"),
+        {"url": "wss://bot.example/?a=1&b=2&c=3&d=4"},
+        "applications.echo: fallback.url: custom_parameters and the URL's query are 4 parameters",
+    ),
+    (("prompts",), {"Sorry!": "sorry.wav"}, "prompts.Sorry!: found 'sorry.wav': String should match"),
+    (("prompts",), {"sorry": 5}, "prompts.sorry: found 5: Input is not a valid path"),
     (("routes",), [], "routes: List should have at least 1 item"),
     (
         ("routes", 0, "did"),
@@ -851,3 +881,23 @@ def test_a_dynamic_url_and_a_callback() -> None:
         ExotelApplication.model_validate(
             {"url": "https://app.example/", "custom_parameters": dict.fromkeys(("a", "b", "c", "d"), "x")}
         )
+
+
+def test_what_is_said_about_failures_and_what_holds_without_it(write: Write) -> None:
+    application = {
+        "url": "ws://127.0.0.1:19302/",
+        "first_audio_seconds": 5,
+        "max_silence_seconds": 0,
+        "max_seconds": 600,
+        "fallback": {"url": "wss://spare.example/?a=1", "prompt": "sorry"},
+        "circuit_breaker": {"failures": 2, "seconds": 9},
+        "one_way": True,
+        "digits_to_caller": True,
+    }
+    config = load(write(changed((("applications", "echo"), application), (("prompts",), {"sorry": "sorry.wav"}))))
+    found = config.applications["echo"]
+    assert (found.fallback.url, found.fallback.prompt) == ("wss://spare.example/?a=1", "sorry")
+    assert (found.circuit_breaker.failures, found.circuit_breaker.seconds) == (2, 9)
+    other = config.applications["conversation"]
+    assert (other.first_audio_seconds, other.max_silence_seconds, other.max_seconds) == (30, 60, 3600)
+    assert (other.circuit_breaker.failures, other.circuit_breaker.seconds) == (5, 30)

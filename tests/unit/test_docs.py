@@ -28,7 +28,7 @@ from ari_app.settings import (
     RouteSettings,
     TrunkSettings,
 )
-from audiosocket.callspec import CallReport, CallSpec, EndReason, MediaFigures, WorkerInfo
+from audiosocket.callspec import CallNotice, CallReport, CallSpec, EndReason, LegOrder, MediaFigures, WorkerInfo
 from audiosocket.dialects import DIALECTS
 from audiosocket.settings import GatewaySettings, LogSettings, NodeSettings, StoreUrls
 from tests.clients.matrix import INSTALLED, RECREATED
@@ -149,7 +149,7 @@ def test_every_setting_is_documented_with_its_default_and_limits(heading: str) -
 def test_no_section_of_the_file_is_left_out() -> None:
     from ari_app.settings import Config
 
-    documented = {heading.strip("# ") for heading in SECTIONS} | {"node", "state_dir", "store", "log"}
+    documented = {heading.strip("# ") for heading in SECTIONS} | {"node", "state_dir", "store", "log", "prompts"}
     assert set(Config.model_fields) <= documented
 
 
@@ -205,7 +205,7 @@ def test_every_metric_is_documented() -> None:
     assert documented == defined
 
 
-@pytest.mark.parametrize("message", [CallSpec, WorkerInfo, CallReport])
+@pytest.mark.parametrize("message", [CallSpec, WorkerInfo, CallReport, CallNotice, LegOrder])
 def test_every_field_of_the_contract_is_documented(message: type[msgspec.Struct]) -> None:
     (row,) = [cells for cells in rows(text("architecture.md")) if cells[0] == f"`{message.__name__}`"]
     assert re.findall(r"`(\w+)`", row[2]) == list(message.__struct_fields__)

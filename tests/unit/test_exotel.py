@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from audiosocket.callspec import MediaFormat
 from audiosocket.dialects import open_dialect
-from audiosocket.dialects.base import Clear, Ignored, Mark
+from audiosocket.dialects.base import Clear, Digits, Ignored, Mark
 from audiosocket.dialects.exotel import ExotelDialect
 from audiosocket.errors import ConfigError
 from tests.media import call_spec
@@ -107,6 +107,10 @@ def test_a_wrong_stream_sid_is_counted_and_the_message_used() -> None:
     assert dialect.oddities == {"wrong_stream_sid": 2}
 
 
+def test_digits_for_the_caller_are_read() -> None:
+    assert ExotelDialect(call_spec()).decode(b'{"event":"dtmf","dtmf":{"digit":"1"}}') == Digits("1")
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
@@ -126,7 +130,9 @@ def test_a_wrong_stream_sid_is_counted_and_the_message_used() -> None:
         (b'{"event":"media","media":{"payload":"!!!!"}}', "bad_base64"),
         (b'{"event":"media","media":{"payload":"AQI"}}', "bad_base64"),
         (b'{"event":"media","media":{"payload":5}}', "bad_base64"),
-        (b'{"event":"dtmf","dtmf":{"digit":"1"}}', "unknown_event"),
+        (b'{"event":"dtmf","digit":"1"}', "bad_shape"),
+        (b'{"event":"dtmf","dtmf":{"digit":"1p"}}', "bad_shape"),
+        (b'{"event":"sing"}', "unknown_event"),
         (b'{"event":"","media":{"payload":"AQI="}}', "unknown_event"),
     ],
 )
