@@ -71,18 +71,6 @@ class AmiChannel:
     bridge_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class AmiStatus:
-    """Asterisk as a whole."""
-
-    version: str
-    started: str
-    """`2026-11-21 02:07:57`, by Asterisk's local time."""
-    active_channels: int
-    processed_channels: int
-    """Since it was started."""
-
-
 class _Protocol(AMIProtocol):  # type: ignore[misc]
     """One connection that fails loudly and in whole."""
 
@@ -185,17 +173,6 @@ class AmiClient:
             raise AmiInvalid("ami_invalid", f"{channel!r} is no channel: give one name or unique id, not a pattern")
         await self._act("Hangup", Channel=channel, Cause=str(int(cause)))
 
-    async def core_status(self) -> AmiStatus:
-        """Version, start and load."""
-        (status,) = await self._act("CoreStatus")
-        (settings,) = await self._act("CoreSettings")
-        return AmiStatus(
-            version=_text(settings, "AsteriskVersion"),
-            started=f"{_text(status, 'CoreStartupDate')} {_text(status, 'CoreStartupTime')}",
-            active_channels=_number(status, "CoreCurrentCalls"),
-            processed_channels=_number(status, "CoreProcessedCalls"),
-        )
-
     async def _act(self, action: str, **headers: str) -> list[Any]:
         """The answer to one action: its response, and the list that follows it if one does."""
         for name, value in headers.items():
@@ -242,11 +219,6 @@ class AmiClient:
 def _text(message: Any, header: str) -> str:
     value = message.get(header, "")
     return value if isinstance(value, str) else ", ".join(map(str, value))
-
-
-def _number(message: Any, header: str) -> int:
-    text = _text(message, header)
-    return int(text) if text.isdecimal() else 0
 
 
 def _channel(message: Any) -> AmiChannel:

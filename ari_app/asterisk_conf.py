@@ -165,6 +165,7 @@ def _context(config: Config, layout: AsteriskLayout) -> dict[str, Any]:
             )
     asterisk.ami.permit = _clients(asterisk.ami.host)
     asterisk.sip_host, _ = _listener(asterisk.sip_listen)
+    afters = [after for each in config.applications.values() for after in (each.after, each.fallback.after)]
     asterisk.sip_wildcard = ipaddress.ip_address(asterisk.sip_host).is_unspecified
     return {
         "node": _placed(config.node, "node"),
@@ -172,6 +173,8 @@ def _context(config: Config, layout: AsteriskLayout) -> dict[str, Any]:
         "trunks": _placed(config.trunks, "trunks"),
         "phones": _placed(config.phones, "phones"),
         "controller": _placed(config.controller, "controller"),
+        "after_extension": any(after.extension is not None for after in afters),
+        "after_transfer": any(after.transfer is not None for after in afters),
         "layout": SimpleNamespace(
             **{name: _placed(value, f"{name} of the layout") for name, value in asdict(layout).items()}
         ),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ari_app.after import FailureAfterSettings
 from audiosocket.runtime.config import Name, Settings
 
 
@@ -16,6 +17,7 @@ class FallbackSettings(Settings):
     """Another URL of the application, dialled with the same dialect, options and credentials."""
     prompt: Name | None = None
     """One of `prompts`, played when nothing else is left; none: the special information tone."""
+    after: FailureAfterSettings = FailureAfterSettings()
 
 
 class CircuitBreakerSettings(Settings):

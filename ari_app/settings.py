@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, SecretStr, Tag, ValidationError, field_validator, model_validator
 
+from ari_app.after import AfterSettings, check_after
 from ari_app.failure import CircuitBreakerSettings, FallbackSettings
 from audiosocket.callspec import WIDEBAND
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
@@ -122,7 +124,7 @@ class TrunkSettings(Settings):
     max_calls: Annotated[int, Field(ge=1, le=10000)] | None = None
     """Calls at once that the trunk was bought for."""
     contact: HostPort | None = None
-    """The carrier's SIP address, watched with OPTIONS when `qualify_seconds` is set."""
+    """The carrier's SIP address: calls are transferred to it, and it is watched when `qualify_seconds` is set."""
     qualify_seconds: Annotated[int, Field(ge=0, le=3600)] = 0
     rtp_timeout_seconds: Annotated[int, Field(ge=0, le=3600)] = 60
     """A caller who sends no RTP for so long is hung up; 0: never."""
@@ -172,6 +174,7 @@ class _Application(Settings):
     message_max_bytes: Annotated[int, Field(ge=4096, le=16_777_216)] = 1_048_576
     status_callback: Annotated[str, Field(max_length=2048)] | None = None
     """http:// or https:// URL that is told of each stream's start and end, in the platform's way."""
+    after: AfterSettings = AfterSettings()
 
     @field_validator("status_callback")
     @classmethod
@@ -229,6 +232,15 @@ class _Application(Settings):
             check_http(value)
         return value
 
+    def check_custom_parameters(self, given: Mapping[str, str]) -> None:
+        """Raises `ValueError` when `given` cannot be the custom parameters of a call to this application."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _parameters(self) -> Self:
+        self.check_custom_parameters(self.custom_parameters)
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _keys_of_this_dialect(cls, value: Any) -> Any:
@@ -282,12 +294,10 @@ class ExotelApplication(_Application):
             check_rate(self.url, self.media_rate())
         return self
 
-    @model_validator(mode="after")
-    def _few(self) -> ExotelApplication:
+    def check_custom_parameters(self, given: Mapping[str, str]) -> None:
         # The query of a URL that is asked is part of the question; the answer brings its own.
         asked = {} if is_http(self.url) else query_parameters(self.url)
-        check_parameters(asked | self.custom_parameters)
-        return self
+        check_parameters(asked | dict(given))
 
 
 class TwilioApplication(_Application):
@@ -312,10 +322,8 @@ class TwilioApplication(_Application):
             raise ValueError("Twilio allows no query in a stream's URL: move its pairs to custom_parameters")
         return value
 
-    @model_validator(mode="after")
-    def _distinct_parameters(self) -> TwilioApplication:
-        _keep_apart(self.custom_parameters, self.dialect_options)
-        return self
+    def check_custom_parameters(self, given: Mapping[str, str]) -> None:
+        _keep_apart(given, self.dialect_options)
 
 
 class PlivoApplication(_Application):
@@ -333,20 +341,16 @@ class PlivoApplication(_Application):
         """What the handshake is authorised with (`CallSpec.credentials`)."""
         return self.auth_token
 
-    @model_validator(mode="after")
-    def _extra_headers(self) -> PlivoApplication:
-        _keep_apart(self.custom_parameters, self.dialect_options)
-        for name in self.custom_parameters:
+    def check_custom_parameters(self, given: Mapping[str, str]) -> None:
+        _keep_apart(given, self.dialect_options)
+        for name in given:
             if not re.fullmatch(r"[0-9A-Za-z_-]+", name):
                 raise ValueError(f"custom_parameters: {name!r} is no name for Plivo: use letters, digits, - and _")
-        if sum(len(f"{name}={text};".encode()) for name, text in self.custom_parameters.items()) > (
-            MAX_EXTRA_HEADERS_BYTES
-        ):
+        if sum(len(f"{name}={text};".encode()) for name, text in given.items()) > MAX_EXTRA_HEADERS_BYTES:
             raise ValueError(f"custom_parameters are too long: Plivo allows {MAX_EXTRA_HEADERS_BYTES} bytes in all")
-        return self
 
 
-def _keep_apart(parameters: dict[str, str], options: NumberParameters) -> None:
+def _keep_apart(parameters: Mapping[str, str], options: NumberParameters) -> None:
     for name in (options.caller_parameter, options.callee_parameter):
         if name in parameters:
             raise ValueError(f"custom_parameters.{name}: dialect_options puts a number there: rename one")
@@ -391,6 +395,13 @@ class RouteSettings(Settings):
     linear at the application's rate where that is not 8000."""
     max_seconds: Annotated[int, Field(ge=1, le=14400)] = 3600
     """The longest that a call may take. Exotel documents 60 minutes a stream."""
+    answer: Literal["at_once", "when_connected", "when_speaking"] = "at_once"
+    """When the caller is answered: before the application is dialled, or, after ringing, when it is connected or sends
+    its first audio."""
+    answer_within_seconds: Annotated[float, Field(ge=0.5, le=30)] = 5.0
+    """How long after his arrival a ringing caller is answered in any case."""
+    custom_parameters: dict[str, str] = Field(default_factory=dict)
+    """Merged over the application's."""
 
     @field_validator("did")
     @classmethod
@@ -406,7 +417,8 @@ class ControllerSettings(Settings):
     max_calls: Annotated[int, Field(ge=1, le=10000)] = 1000
     """Calls at once on this PBX node."""
     setup_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0
-    """Limit from the caller's arrival to caller and media being bridged."""
+    """Limit from the caller's arrival to caller and media being bridged. A route that does not answer at once has its
+    `answer_within_seconds` besides."""
     spec_seconds: Annotated[float, Field(gt=0, le=120)] = 15.0
     """How long a call spec waits for its media leg."""
     lease_seconds: Annotated[float, Field(ge=5, le=600)] = 30.0
@@ -439,8 +451,23 @@ class Config(NodeSettings):
                 if trunk not in self.trunks:
                     known = ", ".join(sorted(self.trunks))
                     raise ValueError(f"routes[{index}].trunks: {trunk!r} is not defined: one of {known}")
+            application = self.applications[route.application]
+            try:
+                application.check_custom_parameters(application.custom_parameters | route.custom_parameters)
+            except ValueError as error:
+                raise ValueError(f"routes[{index}] with application {route.application!r}: {error}") from None
         self._unreachable_routes()
+        check_after(
+            {name: (application.after, application.fallback.after) for name, application in self.applications.items()},
+            {name: trunk.contact for name, trunk in self.trunks.items()},
+        )
         for name, application in self.applications.items():
+            following = application.after.application
+            if following is not None and self.applications[following].media_rate() != application.media_rate():
+                raise ValueError(
+                    f"applications.{name}.after.application {following!r} has another sample_rate: on one media leg all"
+                    " have the same"
+                )
             prompt = application.fallback.prompt
             if prompt is not None and prompt not in self.prompts:
                 known = ", ".join(sorted(self.prompts)) or "none is defined"

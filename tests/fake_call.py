@@ -7,11 +7,12 @@ events come for what, and in which order. Every request has a name (a step), and
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from ari_app.ari.errors import AriInvalid, AriNotFound
 from ari_app.ari.events import ChannelDestroyed, ChannelHangupRequest, Event, StasisEnd, StasisStart
@@ -22,7 +23,16 @@ from ari_app.domain.ids import BridgeId, ChannelId
 from ari_app.settings import Config
 from ari_app.store.present import Command
 from ari_app.store.records import CallEvent, CallRow
-from audiosocket.callspec import CallReport, CallSpec, EndReason, MediaFigures, Milestone, WorkerInfo
+from audiosocket.callspec import (
+    CallNotice,
+    CallReport,
+    CallSpec,
+    EndReason,
+    LegOrder,
+    MediaFigures,
+    Milestone,
+    WorkerInfo,
+)
 from audiosocket.runtime.config import validate
 from tests.worker_rig import until
 
@@ -44,16 +54,19 @@ WORKER = WorkerInfo(
 Hook = Callable[["Neighbours"], Awaitable[None]]
 
 
-def config(**controller: Any) -> Config:
-    """A configuration with one trunk, one application and short limits."""
+def config(answer: str = "at_once", application: dict[str, Any] | None = None, **controller: Any) -> Config:
+    """A configuration with one trunk, one application (and one that may follow it), and short limits."""
     secret = {"env": "PATH"}  # the one variable that is set everywhere
     data: dict[str, Any] = {
         "node": "pbx-1",
         "store": "embedded",
         "asterisk": {"ari": {"password": secret}, "ami": {"password": secret}},
-        "trunks": {"carrier": {"identify": ["10.0.0.1"], "max_calls": 5}},
-        "applications": {"bot": {"url": "ws://bot/"}},
-        "routes": [{"did": NUMBER, "application": "bot", "max_seconds": 600}],
+        "trunks": {"carrier": {"identify": ["10.0.0.1"], "max_calls": 5, "contact": "10.0.0.1:5060"}},
+        "applications": {
+            "bot": {"url": "ws://bot/"} | (application or {}),
+            "next": {"url": "ws://next/", "after": {"extension": "next-done"}},
+        },
+        "routes": [{"did": NUMBER, "application": "bot", "max_seconds": 600, "answer": answer}],
         "controller": {"setup_timeout_seconds": 0.2, "lease_seconds": 5} | controller,
     }
     return validate(Config, data, Path("trunkbridge.yml"))
@@ -76,7 +89,7 @@ def channel(identifier: str, number: str = "+919000000001", app: str = "trunkbri
         state="Ring",
         caller=CallerId(number=number),
         dialplan=DialplanPoint(app_name="Stasis", app_data=f"{app},inbound,carrier,{NUMBER}"),
-        created_at_ms=EpochMs(0),
+        created_at_ms=EpochMs(time.time_ns() // 1_000_000),
     )
 
 
@@ -139,6 +152,14 @@ class Neighbours:
     report_reason: EndReason = EndReason.LEG_CLOSED
     starts_media: bool = True
     """Whether a media channel enters the application."""
+    first_word: str = "connected"
+    """The worker's notice of a held leg; empty: it gives none."""
+    orders: list[tuple[str, LegOrder]] = field(default_factory=list)
+    dialplan: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Channels that went on in the dialplan: context and extension."""
+    variables: dict[str, dict[str, str]] = field(default_factory=dict)
+    digits: list[str] = field(default_factory=list)
+    """What was sent to callers."""
     tasks: deque[asyncio.Task[None]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -178,12 +199,25 @@ class Neighbours:
         if leg is not None and self.reports:
             self.report(leg)
 
-    def report(self, leg: str, reason: EndReason | None = None) -> None:
+    def report(self, leg: str, reason: EndReason | None = None, **more: Any) -> None:
         """The worker reports the end of a leg."""
-        self._start(self.controller.on_report(self.report_of(self.specs[leg], reason or self.report_reason)))
+        self._start(self.controller.on_report(self.report_of(self.specs[leg], reason or self.report_reason, **more)))
+
+    def end_media(self, reason: EndReason, **more: Any) -> None:
+        """The worker ends the leg of the one call, and says why."""
+        assert self.media is not None
+        leg = self.legs.pop(self.media)
+        self.destroy(self.media)
+        self.report(leg, reason, **more)
+
+    def notice(self, leg: str, event: Literal["connected", "speaking", "digits"], digits: str = "") -> None:
+        """The worker tells something of a leg that goes on."""
+        spec = self.specs[leg]
+        told = CallNotice(call_id=spec.call_id, leg_uuid=leg, event=event, digits=digits, at_ms=0)
+        asyncio.get_running_loop().call_soon(self.controller.on_notice, told)
 
     @staticmethod
-    def report_of(spec: CallSpec, reason: EndReason) -> CallReport:
+    def report_of(spec: CallSpec, reason: EndReason, **more: Any) -> CallReport:
         return CallReport(
             call_id=spec.call_id,
             leg_uuid=spec.leg_uuid,
@@ -195,6 +229,7 @@ class Neighbours:
             figures=MediaFigures(frames_played=7),
             milestones=[Milestone(1, "ended", {"reason": reason.value})],
             recording="/recordings/2026-01-02/0123.wav",
+            **more,
         )
 
     @property
@@ -267,6 +302,34 @@ class Neighbours:
     async def answer(self, identifier: ChannelId) -> None:
         await self._step("answer", lambda: self._need(identifier))
 
+    async def ring(self, identifier: ChannelId) -> None:
+        await self._step("ring", lambda: self._need(identifier))
+
+    async def send_dtmf(self, identifier: ChannelId, digits: str) -> None:
+        def effect() -> None:
+            self._need(identifier)
+            self.digits.append(digits)
+
+        await self._step("send_dtmf", effect)
+
+    async def set_variables(self, identifier: ChannelId, values: dict[str, str]) -> None:
+        def effect() -> None:
+            self._need(identifier)
+            self.variables[identifier] = dict(values)
+
+        await self._step("set_variables", effect)
+
+    async def continue_in_dialplan(self, identifier: ChannelId, *, context: str, extension: str) -> None:
+        def effect() -> None:
+            self._need(identifier)
+            self.dialplan[identifier] = (context, extension)
+            self.emit(StasisEnd(**self._about(identifier)))
+            self.channels[identifier] = channel(identifier, app="")
+            for members in self.bridges.values():
+                members.discard(identifier)
+
+        await self._step("continue", effect)
+
     async def external_media(self, identifier: ChannelId, *, host: str, leg_uuid: str, media_format: str) -> None:
         def effect() -> None:
             assert host == "127.0.0.1:9092"
@@ -275,6 +338,8 @@ class Neighbours:
             self.legs[identifier] = leg_uuid
             if self.starts_media:
                 self.emit(StasisStart(**self._about(identifier), args=[leg_uuid]))
+            if self.specs[leg_uuid].held and self.first_word:
+                self.notice(leg_uuid, cast(Any, self.first_word))
 
         await self._step("external_media", effect)
 
@@ -343,6 +408,9 @@ class Neighbours:
         await self._step("renew")
         self.renewals.append(dict(workers))
         return set()
+
+    async def send_order(self, worker_id: str, order: LegOrder) -> None:
+        await self._step("send_order", lambda: self.orders.append((worker_id, order)))
 
     async def put_spec(self, spec: CallSpec) -> None:
         def effect() -> None:

@@ -94,10 +94,18 @@ async def _never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 @asynccontextmanager
 async def live_system(
-    install: AsteriskInstall, folder: Path, calls: int = 20, changes: dict[str, Any] | None = None, port: int = 0
+    install: AsteriskInstall,
+    folder: Path,
+    calls: int = 20,
+    changes: dict[str, Any] | None = None,
+    applications: dict[str, dict[str, Any]] | None = None,
+    port: int = 0,
 ) -> AsyncIterator[Live]:
-    """A running system of its own below `folder`, with RTP ports for so many calls; `changes` go into its settings, and
-    what they say of the application's address holds for `port`."""
+    """A running system of its own below `folder`, with RTP ports for so many calls.
+
+    `changes` go into its settings, and what they say of the application's address holds for `port`; `applications` are
+    further ones, at the scripted one's address unless they give theirs.
+    """
     app_port = port or free_ports(1)[0]
     slow = await asyncio.start_server(_never_answer, "127.0.0.1", 0)
     slow_port = slow.sockets[0].getsockname()[1]
@@ -109,7 +117,8 @@ async def live_system(
             "short": {"url": scripted, "message_max_bytes": 4096},
             "refused": {"url": f"ws://127.0.0.1:{closed_port}/"},
             "slow": {"url": f"ws://127.0.0.1:{slow_port}/", "connect_timeout_seconds": 0.5},
-        },
+        }
+        | {name: {"url": scripted} | settings for name, settings in (applications or {}).items()},
         "routes": [
             {"did": SCRIPTED, "application": "scripted"},
             {"did": ECHO, "application": "echo"},

@@ -24,15 +24,7 @@ import msgspec
 from yarl import URL
 
 from ari_app.ari.errors import AriError, AriMalformed, AriNotFound, AriUnavailable, from_status
-from ari_app.ari.models import (
-    Application,
-    AsteriskInfo,
-    Bridge,
-    Channel,
-    RtpStatistics,
-    Variable,
-    decode_custom,
-)
+from ari_app.ari.models import AsteriskInfo, Bridge, Channel, RtpStatistics, decode_custom
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import BridgeId, ChannelId, LegUuid
 
@@ -47,6 +39,10 @@ POOL_CONNECTIONS = 64
 
 KEEPALIVE_SECONDS = 10.0
 """How long an idle connection is kept: less than Asterisk's `session_keep_alive` of 15 s."""
+
+DTMF_MS = 100
+"""Length of a digit, and of the pause to the next: twice what receivers must make out (ITU-T Q.24)."""
+DTMF_PAUSE_MS = 100
 
 _ModelT = TypeVar("_ModelT")
 
@@ -91,19 +87,11 @@ class AriClient:
 
     # Asterisk itself
 
-    async def ping(self) -> None:
-        """Returns when Asterisk's ARI answers."""
-        await self._send("GET", "/asterisk/ping")
-
     async def info(self) -> AsteriskInfo:
         """Version and start time."""
         return await self._fetch("/asterisk/info", AsteriskInfo)
 
     # The application
-
-    async def get_app(self) -> Application:
-        """Our application. `AriNotFound`: Asterisk does not know it, no event stream has been connected."""
-        return await self._fetch(_path("applications", self.app), Application)
 
     async def set_event_filter(self, disallowed: Iterable[str]) -> None:
         """Keeps event types from being sent. It holds until the application goes, so it is set on every connect."""
@@ -178,16 +166,13 @@ class AriClient:
         query = {"context": context, "extension": extension, "priority": str(priority)}
         await self._send("POST", _path("channels", channel_id, "continue"), query, repeat=False)
 
-    async def get_variable(self, channel_id: ChannelId, name: str) -> str | None:
-        """A channel variable or function's value; None when it is not set."""
-        try:
-            answer = await self._fetch(_path("channels", channel_id, "variable"), Variable, {"variable": name})
-        except AriNotFound as error:
-            # The status is the same for a channel and a variable that do not exist.
-            if "variable" in error.message.lower():
-                return None
-            raise
-        return answer.value
+    async def send_dtmf(self, channel_id: ChannelId, digits: str) -> None:
+        """Sends digits to a channel's far end, in its own way (RFC 4733 for SIP), after those that are being sent.
+
+        Returns when Asterisk has queued them. Not repeated on a stale connection: they would be heard twice.
+        """
+        query = {"dtmf": digits, "duration": str(DTMF_MS), "between": str(DTMF_PAUSE_MS)}
+        await self._send("POST", _path("channels", channel_id, "dtmf"), query, repeat=False)
 
     async def set_variables(self, channel_id: ChannelId, values: Mapping[str, str]) -> None:
         """Sets channel variables, all in one request."""

@@ -64,14 +64,6 @@ class Bridge(msgspec.Struct, frozen=True, kw_only=True):
     channels: list[ChannelId] = []
 
 
-class Application(msgspec.Struct, frozen=True, kw_only=True):
-    """A Stasis application and what it is subscribed to."""
-
-    name: str
-    channel_ids: list[ChannelId] = []
-    bridge_ids: list[BridgeId] = []
-
-
 class Playback(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is played to a channel or a bridge."""
 
@@ -116,12 +108,6 @@ class AsteriskInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     system: BuildSystem
     status: BuildStatus
-
-
-class Variable(msgspec.Struct, frozen=True):
-    """Answer of `/channels/{id}/variable`."""
-
-    value: str
 
 
 def decode_custom(kind: type[Any], value: Any) -> Any:

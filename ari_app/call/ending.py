@@ -38,7 +38,14 @@ def of_trigger(
             return Termination(Result.SUCCESS, "operator_hangup", detail, int(Cause.NORMAL_CLEARING))
         case Trigger.TIME_LIMIT:
             return Termination(Result.SUCCESS, "time_limit", detail, int(Cause.NORMAL_CLEARING))
-        case Trigger.MEDIA_GONE | Trigger.SETTLED | Trigger.END_TIMEOUT:
+        case (
+            Trigger.MEDIA_GONE
+            | Trigger.REPORTED
+            | Trigger.REPORT_TIMEOUT
+            | Trigger.CONTINUED
+            | Trigger.SETTLED
+            | Trigger.END_TIMEOUT
+        ):
             return None
         case _:
             return Termination(Result.SERVER_ERROR, reason or trigger.value, detail, int(cause or OUR_FAULT))
@@ -51,18 +58,24 @@ def of_refusal(refusal: NotAdmitted) -> Termination:
     return Termination(result, refusal.reason, str(refusal), int(refusal.cause))
 
 
-def of_report(report: CallReport) -> Termination | None:
+def of_report(report: CallReport, *, answered: bool = True) -> Termination | None:
     """The ending that the worker saw; None when it saw only that Asterisk closed the leg."""
     if report.reason is EndReason.LEG_CLOSED:
         return None
     found = from_media(report.reason, report.detail)
-    # After the answer the cause goes into the BYE, where a carrier tells good ends from bad ones by it.
-    cause = Cause.NORMAL_CLEARING if found.result is Result.SUCCESS else Cause.NETWORK_OUT_OF_ORDER
-    return Termination(found.result, found.reason, found.detail, int(cause))
+    return Termination(found.result, found.reason, found.detail, _cause(found.result, answered))
 
 
-def of_nothing(report: CallReport | None) -> Termination:
+def of_nothing(report: CallReport | None, *, answered: bool = True) -> Termination:
     """The ending of a call whose media went without anybody saying why."""
+    cause = _cause(Result.SERVER_ERROR, answered)
     if report is None:
-        return Termination(Result.SERVER_ERROR, "media_lost", "the worker did not report")
-    return Termination(Result.SERVER_ERROR, "media_leg_lost", report.detail)
+        return Termination(Result.SERVER_ERROR, "media_lost", "the worker did not report", cause)
+    return Termination(Result.SERVER_ERROR, "media_leg_lost", report.detail, cause)
+
+
+def _cause(result: Result, answered: bool) -> int:
+    # After the answer the cause goes into the BYE, where a carrier tells good ends from bad ones by it.
+    if not answered:
+        return int(OUR_FAULT)
+    return int(Cause.NORMAL_CLEARING if result is Result.SUCCESS else Cause.NETWORK_OUT_OF_ORDER)

@@ -1,12 +1,17 @@
 """The call state machine: one table. Everything that moves a call from one state to another is in `TABLE`.
 
-    NEW -> PLACING -> ANSWERING -> ATTACHING -> BRIDGING -> TALKING -> ENDING -> ENDED
-                 any state before ENDING ------------------------------^
+    NEW -> PLACING -> ANSWERING -> ATTACHING -----------------> BRIDGING -> TALKING      answered at once
+           PLACING -> RINGING -> AWAITING -> PICKING_UP ------> BRIDGING                 answered at the first word
+
+    from PLACING to TALKING: the media leg goes -> REPORTING -> (CONTINUING ->) ENDING -> ENDED
+                             anything else ends it --------------------------> ENDING
 
 A call is **placed** when it holds a lease on a media worker and its call spec is in Redis; **attached** when the media
-channel has entered Stasis; **talking** when caller and media are in one bridge. It is **ending** until Asterisk has
-destroyed both channels and the worker has reported (or the time for that is over), and **ended** when lease and bridge
-are given back and the record is closed.
+channel has entered Stasis; **talking** when caller and media are in one bridge. A caller who is **ringing** has not
+been answered; with the media attached he is **awaiting** the application's first word. When the media leg has gone the
+call is **reporting** until the worker has told why, which decides whether the caller is hung up or **continuing** in
+the dialplan. It is **ending** until Asterisk has destroyed what is ours of both channels and the worker has reported
+(or the time for that is over), and **ended** when lease and bridge are given back and the record is closed.
 
 A trigger that the table does not know in a state is a fault of ours (`IllegalTransition`), except where `LATE` says
 that it may come too late: an event that was on its way when the call had moved on.
@@ -25,24 +30,37 @@ class State(StrEnum):
     PLACING = "placing"
     ANSWERING = "answering"
     ATTACHING = "attaching"
+    RINGING = "ringing"
+    AWAITING = "awaiting"
+    PICKING_UP = "picking_up"
     BRIDGING = "bridging"
     TALKING = "talking"
+    REPORTING = "reporting"
+    CONTINUING = "continuing"
     ENDING = "ending"
     ENDED = "ended"
 
 
 class Trigger(StrEnum):
-    """What happens to a call: the outcome of an action, an event of Asterisk, a timer, or an order."""
+    """What happens to a call: the outcome of an action, an event of Asterisk, a word of the worker, a timer, or an
+    order."""
 
     ARRIVED = "arrived"
     REFUSED = "refused"
     """Admission said no: number, trunk or node limits."""
     PLACED = "placed"
+    """The caller is to be answered at once."""
+    PLACED_HELD = "placed_held"
+    """The caller is to be answered at the application's first word."""
     PLACE_FAILED = "place_failed"
     ANSWERED = "answered"
     ANSWER_FAILED = "answer_failed"
     MEDIA_STARTED = "media_started"
     MEDIA_FAILED = "media_failed"
+    FIRST_WORD = "first_word"
+    """The application is connected, or speaks, whichever the route waits for."""
+    ANSWER_DUE = "answer_due"
+    """The caller has been ringing for as long as the route lets him."""
     BRIDGED = "bridged"
     BRIDGE_FAILED = "bridge_failed"
     CALLER_GONE = "caller_gone"
@@ -50,19 +68,36 @@ class Trigger(StrEnum):
     HANGUP_ORDERED = "hangup_ordered"
     SETUP_TIMEOUT = "setup_timeout"
     TIME_LIMIT = "time_limit"
+    REPORTED = "reported"
+    """Why the media leg went is known, and the caller is to be hung up."""
+    GOES_ON = "goes_on"
+    """Why the media leg went is known, and the caller is to go on elsewhere."""
+    REPORT_TIMEOUT = "report_timeout"
+    CONTINUED = "continued"
+    """The caller is the dialplan's."""
+    CONTINUE_FAILED = "continue_failed"
     SETTLED = "settled"
-    """Both channels are destroyed and the worker has reported."""
+    """Both channels are destroyed, or not ours any more, and the worker has reported."""
     END_TIMEOUT = "end_timeout"
     """Something of the call has not ended by itself in time."""
 
 
 class Action(StrEnum):
-    """What the call's actor does on a transition, in this order."""
+    """What the call's actor does on a transition, in this order, up to the first one with an outcome."""
 
     PLACE = "place"
     ANSWER = "answer"
+    RING = "ring"
     ATTACH = "attach"
+    LISTEN = "listen"
+    """Find out whether the first word came before the media channel did."""
     BRIDGE = "bridge"
+    RELEASE = "release"
+    """Tell the worker of a held leg that the caller is there."""
+    INQUIRE = "inquire"
+    """Find out whether the report came before the media channel went."""
+    CONTINUE = "continue"
+    """Hand the caller to the dialplan."""
     TEAR_DOWN = "tear_down"
     """Hang up what still lives of the two channels."""
     CLOSE = "close"
@@ -75,28 +110,56 @@ TABLE: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
     (State.NEW, Trigger.ARRIVED): (State.PLACING, (Action.PLACE,)),
     (State.NEW, Trigger.REFUSED): _ENDING,
     (State.PLACING, Trigger.PLACED): (State.ANSWERING, (Action.ANSWER,)),
+    (State.PLACING, Trigger.PLACED_HELD): (State.RINGING, (Action.RING, Action.ATTACH)),
     (State.PLACING, Trigger.PLACE_FAILED): _ENDING,
     (State.ANSWERING, Trigger.ANSWERED): (State.ATTACHING, (Action.ATTACH,)),
     (State.ANSWERING, Trigger.ANSWER_FAILED): _ENDING,
     (State.ATTACHING, Trigger.MEDIA_STARTED): (State.BRIDGING, (Action.BRIDGE,)),
     (State.ATTACHING, Trigger.MEDIA_FAILED): _ENDING,
-    (State.BRIDGING, Trigger.BRIDGED): (State.TALKING, ()),
+    (State.RINGING, Trigger.MEDIA_STARTED): (State.AWAITING, (Action.LISTEN,)),
+    (State.RINGING, Trigger.MEDIA_FAILED): _ENDING,
+    (State.AWAITING, Trigger.FIRST_WORD): (State.PICKING_UP, (Action.ANSWER,)),
+    (State.AWAITING, Trigger.ANSWER_DUE): (State.PICKING_UP, (Action.ANSWER,)),
+    (State.PICKING_UP, Trigger.ANSWERED): (State.BRIDGING, (Action.BRIDGE,)),
+    (State.PICKING_UP, Trigger.ANSWER_FAILED): _ENDING,
+    (State.BRIDGING, Trigger.BRIDGED): (State.TALKING, (Action.RELEASE,)),
     (State.BRIDGING, Trigger.BRIDGE_FAILED): _ENDING,
-    (State.TALKING, Trigger.TIME_LIMIT): _ENDING,
+    (State.REPORTING, Trigger.REPORTED): _ENDING,
+    (State.REPORTING, Trigger.GOES_ON): (State.CONTINUING, (Action.CONTINUE,)),
+    (State.CONTINUING, Trigger.CONTINUED): _ENDING,
+    (State.CONTINUING, Trigger.CONTINUE_FAILED): _ENDING,
     (State.ENDING, Trigger.SETTLED): (State.ENDED, (Action.CLOSE,)),
     (State.ENDING, Trigger.END_TIMEOUT): (State.ENDED, (Action.CLOSE,)),
 }
-for _state in (State.PLACING, State.ANSWERING, State.ATTACHING, State.BRIDGING, State.TALKING):
-    for _trigger in (Trigger.CALLER_GONE, Trigger.MEDIA_GONE, Trigger.HANGUP_ORDERED):
-        TABLE[_state, _trigger] = _ENDING
-    if _state is not State.TALKING:
-        TABLE[_state, Trigger.SETUP_TIMEOUT] = _ENDING
+
+TIMERS: dict[State, Trigger] = {
+    State.PLACING: Trigger.SETUP_TIMEOUT,
+    State.ANSWERING: Trigger.SETUP_TIMEOUT,
+    State.ATTACHING: Trigger.SETUP_TIMEOUT,
+    State.RINGING: Trigger.SETUP_TIMEOUT,
+    State.AWAITING: Trigger.ANSWER_DUE,
+    State.PICKING_UP: Trigger.SETUP_TIMEOUT,
+    State.BRIDGING: Trigger.SETUP_TIMEOUT,
+    State.TALKING: Trigger.TIME_LIMIT,
+    State.REPORTING: Trigger.REPORT_TIMEOUT,
+    State.CONTINUING: Trigger.CONTINUE_FAILED,
+    State.ENDING: Trigger.END_TIMEOUT,
+}
+"""What happens when a call stays in a state for too long."""
+
+for _state, _timer in TIMERS.items():
+    if _state is not State.ENDING:
+        TABLE.setdefault((_state, _timer), _ENDING)
+        TABLE[_state, Trigger.CALLER_GONE] = TABLE[_state, Trigger.HANGUP_ORDERED] = _ENDING
+        if _state not in (State.REPORTING, State.CONTINUING):
+            TABLE[_state, Trigger.MEDIA_GONE] = (State.REPORTING, (Action.INQUIRE,))
 
 LATE: frozenset[Trigger] = frozenset(
     {
         Trigger.CALLER_GONE,
         Trigger.MEDIA_GONE,
         Trigger.MEDIA_STARTED,
+        Trigger.FIRST_WORD,
         Trigger.HANGUP_ORDERED,
         Trigger.SETUP_TIMEOUT,
         Trigger.TIME_LIMIT,
@@ -104,7 +167,6 @@ LATE: frozenset[Trigger] = frozenset(
 )
 """Triggers from outside, which may reach a call that has moved on; there they change nothing."""
 
-SETTING_UP = frozenset({State.NEW, State.PLACING, State.ANSWERING, State.ATTACHING, State.BRIDGING})
 OVER = frozenset({State.ENDING, State.ENDED})
 
 

@@ -33,6 +33,15 @@ class Admission:
     callee: str
     media_format: MediaFormat
 
+    @property
+    def held(self) -> bool:
+        """Whether the caller rings until the application's first word."""
+        return self.route.answer != "at_once"
+
+    def is_first_word(self, event: str) -> bool:
+        """Whether a notice of this event is what the route answers on. Whoever speaks is connected."""
+        return event == "speaking" or (event == "connected" and self.route.answer == "when_connected")
+
 
 class Router:
     """Admission by number. Pure: the counts of calls that live are given to it."""

@@ -30,8 +30,9 @@ from ari_app.ari.models import Channel
 from ari_app.call.ending import GONE_UNSEEN, OUR_FAULT
 from ari_app.call.machine import OVER, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted, Router
-from ari_app.controller.actor import CallActor, Message, Services
-from ari_app.controller.story import Story, now, report_events
+from ari_app.controller.actions import Message, Services
+from ari_app.controller.actor import CallActor
+from ari_app.controller.story import Story, from_ms, report_events
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import ChannelId, Kind, new_call_id, new_call_sid, parse
 from ari_app.errors import StoreUnavailable, TrunkbridgeError
@@ -41,7 +42,7 @@ from ari_app.store.calls import CallStore
 from ari_app.store.present import Command, Present
 from ari_app.store.records import CallRow
 from ari_app.store.writer import RecordWriter
-from audiosocket.callspec import CallReport
+from audiosocket.callspec import CallNotice, CallReport
 
 ORPHAN_SECONDS = 2.0
 UNREPORTED_CALLS = 1000
@@ -66,7 +67,9 @@ class Controller:
         self._calls = calls
         self._writer = writer
         self._router = Router(config)
-        self._services = Services(config.node, ari, leases, present, config.controller, self._register)
+        self._services = Services(
+            config.node, ari, leases, present, config.controller, config.applications, self._register
+        )
         # Distinguishes this run's events from those of an earlier controller of the same node.
         self._source = f"{config.node}:{time.time_ns() // 1_000_000:x}"
         self._actors: dict[str, CallActor] = {}
@@ -144,8 +147,7 @@ class Controller:
         actor = self._by_channel.get(channel.id)
         if actor is not None:
             if channel.id == actor.media_channel:
-                actor.media_started = True
-                actor.tell(Message(Trigger.MEDIA_STARTED))
+                actor.start_media()
             return
         ours = parse(channel.id)
         if ours is not None:
@@ -193,7 +195,7 @@ class Controller:
             application=admission.application_name if isinstance(admission, Admission) else None,
             state=State.NEW.value,
             caller_channel_id=channel.id,
-            created_at=now(),
+            created_at=from_ms(channel.created_at_ms),
         )
         log.info(
             "call_arrived", call_id=row.call_id, trunk=line, caller=row.caller, callee=row.callee, admitted=admitted
@@ -255,6 +257,12 @@ class Controller:
         if row is not None and row.ended_at is not None and row.media is None:
             Story(row, self._source, self._writer).reported(report)
 
+    def on_notice(self, notice: CallNotice) -> None:
+        """What a worker says of a call that goes on; of one that has ended it is of no use any more."""
+        actor = self._actors.get(notice.call_id)
+        if actor is not None:
+            actor.notice(notice)
+
     async def on_command(self, command: Command) -> None:
         """An operator's order."""
         actor = self._actors.get(command.call_id)
@@ -314,12 +322,14 @@ class Controller:
             actor = self._start(row, caller, None, State.TALKING if state in (State.NEW, State.ENDING) else state)
             self._register(actor.media_channel, actor)
             route = self._router.find(row.trunk or "", row.callee or "")
-            if state is not State.TALKING and caller in channels:
+            # A caller who was handed to the dialplan is in no application any more, and not ours to end.
+            caller_live = caller in channels and self._is_ours(channels[caller])
+            if state is not State.TALKING and caller_live:
                 # Before the adoption looks for the media: that there is none yet is not why the call ends.
                 why = "the controller was restarted while the call was set up or ended"
                 actor.tell(Message(Trigger.HANGUP_ORDERED, detail=why, reason="controller_restarted"))
             seconds = ROUTELESS_SECONDS if route is None else route.max_seconds
-            actor.adopt(seconds, caller in channels, actor.media_channel in channels)
+            actor.adopt(seconds, caller_live, actor.media_channel in channels)
 
     def _is_ours(self, channel: Channel) -> bool:
         ours = parse(channel.id)

@@ -60,7 +60,7 @@ async def serve(config: Config, stop: StopSignal) -> None:
             async with asyncio.TaskGroup() as tasks:
                 parts = [
                     tasks.create_task(stream.run(), name="ari events"),
-                    tasks.create_task(reports.run(controller.on_report), name="reports"),
+                    tasks.create_task(reports.run(controller.on_report, controller.on_notice), name="reports"),
                     tasks.create_task(commands.run(controller.on_command), name="commands"),
                     tasks.create_task(controller.renew_leases(), name="leases"),
                     tasks.create_task(_watch(controller), name="watchdog"),

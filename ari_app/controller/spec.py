@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
 from ari_app.call.routing import Admission
-from ari_app.domain.ids import LegUuid
+from ari_app.domain.ids import LegUuid, RandomBytes, new_call_sid
+from ari_app.settings import ApplicationSettings
 from ari_app.store.records import CallRow
 from audiosocket.callspec import CallSpec, report_stream
 
 
-def call_spec(row: CallRow, admission: Admission, leg_uuid: LegUuid, created_ms: int, valid_seconds: float) -> CallSpec:
-    """The spec of one media leg, good for `valid_seconds` from `created_ms` (Unix time in ms)."""
+def call_spec(
+    row: CallRow,
+    admission: Admission,
+    applications: Mapping[str, ApplicationSettings],
+    leg_uuid: LegUuid,
+    created_ms: int,
+    valid_seconds: float,
+    random_bytes: RandomBytes,
+) -> CallSpec:
+    """The spec of one media leg, good for `valid_seconds` from `created_ms` (Unix time in ms), with those of the
+    applications that follow (`after`) in it. Each has a stream of its own; the route's parameters are for the first.
+    """
     application = admission.application
     secret = application.handshake_secret()
+    following = None
+    if application.after.application is not None:
+        following = call_spec(
+            dataclasses.replace(row, stream_sid=new_call_sid(random_bytes)),
+            dataclasses.replace(
+                admission,
+                route=admission.route.model_copy(update={"custom_parameters": {}}),
+                application_name=application.after.application,
+                application=applications[application.after.application],
+            ),
+            applications,
+            leg_uuid,
+            created_ms,
+            valid_seconds,
+            random_bytes,
+        )
     return CallSpec(
         call_id=row.call_id,
         leg_uuid=leg_uuid,
@@ -25,13 +55,14 @@ def call_spec(row: CallRow, admission: Admission, leg_uuid: LegUuid, created_ms:
         dialect_options=application.dialect_options.model_dump(exclude_unset=True),
         caller=admission.caller,
         callee=admission.callee,
-        custom_parameters=application.custom_parameters,
+        custom_parameters=application.custom_parameters | admission.route.custom_parameters,
         media_format=admission.media_format,
         connect_timeout_seconds=application.connect_timeout_seconds,
         connect_attempts=application.connect_attempts,
         playout_max_seconds=application.playout_max_seconds,
         fade_ms=application.fade_ms,
         message_max_bytes=application.message_max_bytes,
+        held=admission.held,
         callback_url=application.status_callback or "",
         recording=application.record,
         one_way=application.one_way,
@@ -43,6 +74,8 @@ def call_spec(row: CallRow, admission: Admission, leg_uuid: LegUuid, created_ms:
         breaker_failures=application.circuit_breaker.failures,
         breaker_seconds=application.circuit_breaker.seconds,
         digits_to_caller=application.digits_to_caller,
+        next=following,
+        arrived_at_ms=round(row.created_at.timestamp() * 1000),
         report_stream=report_stream(row.node),
         created_at_ms=created_ms,
         expires_at_ms=created_ms + round(valid_seconds * 1000),

@@ -1,10 +1,10 @@
-"""The control plane's side of Redis, leases apart: call specs, workers, reports, and operators' commands."""
+"""The control plane's side of Redis, leases apart: call specs, workers, what they report, orders, commands."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from itertools import islice
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -19,9 +19,12 @@ from audiosocket.callspec import (
     KEY_PREFIX,
     SPEC_GRACE_SECONDS,
     WORKERS_KEY,
+    CallNotice,
     CallReport,
     CallSpec,
+    LegOrder,
     WorkerInfo,
+    orders_channel,
     report_stream,
     spec_key,
     worker_key,
@@ -68,6 +71,11 @@ def _decode(payload: bytes, kind: type[T]) -> T | None:
         return None
 
 
+def _field(fields: Mapping[bytes, bytes], name: bytes, kind: type[T]) -> T | None:
+    payload = fields.get(name)
+    return None if payload is None else _decode(payload, kind)
+
+
 async def _pause(failures: int) -> None:
     await asyncio.sleep(random.uniform(0, min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10))))
 
@@ -93,6 +101,11 @@ class Present:
         found = (_decode(payload, WorkerInfo) for payload in payloads if payload is not None)
         return [info for info in found if info is not None]
 
+    async def send_order(self, worker_id: str, order: LegOrder) -> None:
+        """Tell a worker what to do with a leg that it carries; a worker that does not listen misses it."""
+        async with redis_call(redis_unavailable):
+            await self._redis.publish(orders_channel(worker_id), msgspec.json.encode(order))
+
     async def send_command(self, node: str, command: Command) -> None:
         """Tell the controller of `node`. Raises `Unavailable` when no controller of that node listens."""
         async with redis_call(redis_unavailable):
@@ -102,7 +115,7 @@ class Present:
 
 
 class ReportReader:
-    """Reads the reports of a node's calls, each at least once.
+    """Reads the reports of a node's calls, and what is to be known before their end, each at least once.
 
     A report is acknowledged, and removed, only when `durable` returns after it was handled. What was handed out and
     not acknowledged, for instance because the controller was killed, is handed out again at the next start: handling
@@ -118,13 +131,20 @@ class ReportReader:
         self._handled: set[bytes] = set()
         self._to_acknowledge = asyncio.Event()
 
-    async def run(self, handle: Callable[[CallReport], Awaitable[None]]) -> None:
-        """Hand every report to `handle`, for ever. While Redis is away it waits; what `handle` raises ends it."""
+    async def run(
+        self, on_report: Callable[[CallReport], Awaitable[None]], on_notice: Callable[[CallNotice], None]
+    ) -> None:
+        """Hand every report and every notice on, for ever, in the order in which they were written.
+
+        While Redis is away it waits; what a handler raises ends it.
+        """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._acknowledge(), name="report-acknowledge")
-            tasks.create_task(self._read(handle), name="report-read")
+            tasks.create_task(self._read(on_report, on_notice), name="report-read")
 
-    async def _read(self, handle: Callable[[CallReport], Awaitable[None]]) -> None:
+    async def _read(
+        self, on_report: Callable[[CallReport], Awaitable[None]], on_notice: Callable[[CallNotice], None]
+    ) -> None:
         failures = 0
         cursor: bytes | None = None  # None: the group may not exist; b">": only what nobody was given yet
         while True:
@@ -141,11 +161,12 @@ class ReportReader:
                 await _pause(failures)
                 continue
             failures = 0
-            for entry_id, payload in entries:
+            for entry_id, fields in entries:
                 if entry_id not in self._handled:
-                    report = None if payload is None else _decode(payload, CallReport)
-                    if report is not None:
-                        await handle(report)
+                    if (report := _field(fields, b"report", CallReport)) is not None:
+                        await on_report(report)
+                    elif (notice := _field(fields, b"notice", CallNotice)) is not None:
+                        on_notice(notice)
                     self._handled.add(entry_id)
                     self._to_acknowledge.set()
             if cursor != b">":
@@ -159,8 +180,8 @@ class ReportReader:
                 if "BUSYGROUP" not in str(error):
                     raise
 
-    async def _fetch(self, cursor: bytes) -> list[tuple[bytes, bytes | None]]:
-        """(id, payload) of the next entries; the payload of one that was trimmed away meanwhile is None."""
+    async def _fetch(self, cursor: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """(id, fields) of the next entries; one that was trimmed away meanwhile has no fields."""
         async with redis_call(redis_unavailable, BLOCK_SECONDS * 2):
             answer: Any = await self._redis.xreadgroup(
                 REPORT_GROUP,
@@ -169,9 +190,7 @@ class ReportReader:
                 count=READ_ITEMS,
                 block=int(BLOCK_SECONDS * 1000),
             )
-        return [
-            (entry_id, (fields or {}).get(b"report")) for _, entries in answer or [] for entry_id, fields in entries
-        ]
+        return [(entry_id, fields or {}) for _, entries in answer or [] for entry_id, fields in entries]
 
     async def _acknowledge(self) -> None:
         failures = 0

@@ -229,7 +229,6 @@ async def connect(desk: Desk, host: str, node: str = "pbx-1") -> Call:
 async def test_a_call_from_its_arrival_to_its_end(start_pbx: StartPbx) -> None:
     pbx = await start_pbx()
     async with media_server() as host, client_of(pbx) as ari, desk_at(ari) as desk:
-        await ari.ping()
         assert (await ari.info()).system.version.startswith(("20.", "22.", "23."))
         async with calling(pbx, "call_until_bye.xml"):
             start = await desk.next(StasisStart)
@@ -240,9 +239,6 @@ async def test_a_call_from_its_arrival_to_its_end(start_pbx: StartPbx) -> None:
             assert 0 <= start.at_ms - caller.created_at_ms < 5000
             call = await connect(desk, host)
 
-            app = await ari.get_app()
-            assert {call.caller, call.media} <= set(app.channel_ids)
-            assert app.bridge_ids == [call.bridge]
             (bridge,) = await ari.list_bridges()
             assert (bridge.id, set(bridge.channels)) == (call.bridge, {call.caller, call.media})
             assert bridge.technology == "simple_bridge"
@@ -252,9 +248,9 @@ async def test_a_call_from_its_arrival_to_its_end(start_pbx: StartPbx) -> None:
             await until(lambda: any(isinstance(event, ChannelStateChange) for event in desk.events), "state change")
 
             await ari.set_variables(call.caller, {"TB_ONE": "a b&c=d+é", "TB_TWO": "2"})
-            assert await ari.get_variable(call.caller, "TB_ONE") == "a b&c=d+é"
-            assert await ari.get_variable(call.caller, "TB_NONE") is None
-            assert await ari.get_variable(call.caller, "CALLERID(num)") == CALLER
+            shown = await pbx.rx(f"core show channel {up.name}")
+            assert "TB_ONE=a b&c=d+é\n" in shown
+            assert "TB_TWO=2\n" in shown
 
             await asyncio.sleep(0.3)
             rtp = await ari.rtp_statistics(call.caller)
@@ -342,8 +338,8 @@ async def test_what_asterisk_refuses(start_pbx: StartPbx) -> None:
         for request in (ari.answer(gone), ari.hangup(gone), ari.get_channel(gone), ari.destroy_bridge(no_bridge)):
             with pytest.raises(AriNotFound):
                 await request
-        with pytest.raises(AriNotFound, match="channel"):
-            await ari.get_variable(gone, "X")
+        with pytest.raises(AriNotFound, match="channel was not found"):
+            await ari.set_variables(gone, {"X": "1"})
         with pytest.raises(AriInvalid, match="Channel not found"):
             await ari.add_to_bridge(bridge, gone)
         with pytest.raises(AriInvalid):
@@ -353,7 +349,7 @@ async def test_what_asterisk_refuses(start_pbx: StartPbx) -> None:
         await ari.destroy_bridge(bridge)
     async with client_of(pbx, password="wrong") as stranger:
         with pytest.raises(AriUnauthorized, match=r"ari\.conf"):
-            await stranger.ping()
+            await stranger.info()
         with pytest.raises(AriUnauthorized):
             await Desk(stranger).stream.run()
 
@@ -372,7 +368,7 @@ async def test_a_cut_wire_costs_the_events_of_the_gap_and_no_other(start_pbx: St
         wire.cut()
         await until(lambda: desk.losses, "the loss")
         with pytest.raises(AriUnavailable):
-            await ari.ping()
+            await ari.info()
         # In the gap: the call goes on, and what happens is not told.
         assert {channel.id for channel in await direct.list_channels()} == {call.caller, call.media}
         await direct.hangup(call.media)
@@ -418,7 +414,7 @@ async def test_asterisk_dies_and_comes_back(start_pbx: StartPbx) -> None:
         await pbx.kill()
         await until(lambda: desk.losses, "the loss", 5)
         with pytest.raises(AriUnavailable):
-            await ari.ping()
+            await ari.info()
         await pbx.start()
         await until(lambda: desk.stream.live, "live again", 15)
         assert (await ari.info()).status.started_at_ms > before
@@ -430,9 +426,7 @@ async def test_the_operator_looks_and_hangs_up(start_pbx: StartPbx) -> None:
     pbx = await start_pbx()
     async with media_server() as host, client_of(pbx) as ari, desk_at(ari) as desk:
         async with ami_of(pbx) as ami:
-            status = await ami.core_status()
-            assert status.version == (await ari.info()).system.version
-            assert (status.active_channels, await ami.channels()) == (0, [])
+            assert await ami.channels() == []
             with pytest.raises(AmiRejected, match="No such channel"):
                 await ami.hangup("PJSIP/nobody-1")
         async with calling(pbx, "call_until_bye.xml"):
@@ -445,7 +439,6 @@ async def test_the_operator_looks_and_hangs_up(start_pbx: StartPbx) -> None:
                 assert (caller.application, caller.bridge_id) == ("Stasis", call.bridge)
                 assert caller.application_data == f"{pbx.config.asterisk.app},inbound,carrier-ulaw,{NUMBER}"
                 assert 0 <= caller.duration_seconds < 30
-                assert (await ami.core_status()).active_channels == 2
                 # By name and by unique id.
                 await ami.hangup(caller.name, 31)
                 await ami.hangup(call.media)

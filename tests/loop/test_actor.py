@@ -25,7 +25,8 @@ from ari_app.ari.events import ChannelDestroyed, StasisStart
 from ari_app.call.machine import State, Trigger
 from ari_app.controller import actor as actor_module
 from ari_app.controller import controller as controller_module
-from ari_app.controller.actor import INBOX_MESSAGES, Message
+from ari_app.controller.actions import Message
+from ari_app.controller.actor import INBOX_MESSAGES
 from ari_app.domain.ids import CallId, bridge_id, media_channel_id
 from ari_app.domain.termination import Result
 from ari_app.errors import NoCapacity, StoreUnavailable
@@ -40,14 +41,20 @@ from tests.worker_rig import until
 pytestmark = pytest.mark.loop
 
 SET_UP = ["subscribe", "acquire", "put_spec", "answer", "external_media", "create_bridge", "add_to_bridge"]
+SET_UP_RINGING = [*SET_UP[:3], "ring", "external_media", "answer", "create_bridge", "add_to_bridge", "send_order"]
+FLOWS = {"at_once": SET_UP, "when_connected": SET_UP_RINGING}
+EVERY_STEP = [(answer, step) for answer, steps in FLOWS.items() for step in steps]
 TEAR_DOWN = ["hangup_caller", "hangup_media", "destroy_bridge", "release"]
-STORES = {"acquire", "put_spec", "release"}
+GOING_ON = ["set_variables", "continue"]
+TRANSFER = {"after": {"transfer": {"to": "+918000000009", "trunk": "carrier"}}}
+STORES = {"acquire", "put_spec", "send_order", "release"}
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short limits, and plain logs: hundreds of drawn tracebacks take a minute."""
     monkeypatch.setattr(actor_module, "END_SECONDS", 0.1)
+    monkeypatch.setattr(actor_module, "REPORT_SECONDS", 0.1)
     monkeypatch.setattr(controller_module, "ORPHAN_SECONDS", 0.05)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
@@ -152,9 +159,16 @@ def nothing_left(pbx: Neighbours, *, at: str = "") -> CallRow:
     return row
 
 
-async def interrupted(step: str, name: str) -> None:
+def neighbours(answer: str = "at_once") -> Neighbours:
+    """Neighbours with a route that answers so, and a caller who is not kept ringing for long."""
+    settings = config(answer, TRANSFER)
+    route = settings.routes[0].model_copy(update={"answer_within_seconds": 0.1})
+    return Neighbours(settings.model_copy(update={"routes": [route]}))
+
+
+async def interrupted(answer: str, step: str, name: str) -> None:
     """One call, with one thing going wrong at one step."""
-    pbx = Neighbours()
+    pbx = neighbours(answer)
     pbx.faults[step] = fault(step, name)
     pbx.arrive()
     await pbx.arrived()
@@ -163,12 +177,17 @@ async def interrupted(step: str, name: str) -> None:
     await pbx.over()
     assert step in pbx.steps
     row = nothing_left(pbx, at=step)
-    if step in SET_UP and name.startswith("hang-up ordered"):
-        assert (row.result, row.reason) == ("success", "operator_hangup")
-    if step in SET_UP and name.startswith("fault of ours"):
-        assert (row.result, row.reason) == ("server_error", "controller_error")
+    told = pbx.causes.get(CALLER)
+    if row.answered_at is None and row.result == "server_error" and told is not None:
+        assert told == 42, "refused so that the carrier may try another way"
     if step in TEAR_DOWN and not name.startswith("caller"):
         assert (row.result, row.reason) == ("success", "operator_hangup"), "why it ends does not depend on how"
+    if step in TEAR_DOWN:
+        return
+    if name.startswith("hang-up ordered"):
+        assert (row.result, row.reason) == ("success", "operator_hangup")
+    if name.startswith("fault of ours"):
+        assert (row.result, row.reason) == ("server_error", "controller_error")
 
 
 async def together(cases: dict[str, Awaitable[None]]) -> None:
@@ -177,15 +196,37 @@ async def together(cases: dict[str, Awaitable[None]]) -> None:
     assert not {name: repr(outcome) for name, outcome in zip(cases, outcomes, strict=True) if outcome is not None}
 
 
-@pytest.mark.parametrize("step", SET_UP + TEAR_DOWN)
-async def test_interrupted_at_every_step(step: str) -> None:
+@pytest.mark.parametrize(("answer", "step"), EVERY_STEP + [(answer, step) for answer in FLOWS for step in TEAR_DOWN])
+async def test_interrupted_at_every_step(answer: str, step: str) -> None:
     names = (STORE_FAULTS if step in STORES else ARI_FAULTS) | EVENTS
-    await together({name: interrupted(step, name) for name in names})
+    await together({name: interrupted(answer, step, name) for name in names})
+
+
+@pytest.mark.parametrize("step", GOING_ON)
+async def test_interrupted_while_the_caller_goes_on(step: str) -> None:
+    """The application has ended, and its caller is being transferred."""
+
+    async def going_on(name: str) -> None:
+        pbx = neighbours()
+        pbx.faults[step] = fault(step, name)
+        await up(pbx)
+        pbx.end_media(EndReason.APP_CLOSED)
+        await pbx.over()
+        assert step in pbx.steps
+        if CALLER in pbx.dialplan and CALLER in pbx.channels:
+            del pbx.channels[CALLER]  # it goes on
+        row = nothing_left(pbx)
+        ways = {("success", "transferred"), ("server_error", "continue_failed"), ("server_error", "controller_error")}
+        if "caller" in name or name == "409":
+            ways |= {("success", "application_ended"), ("indeterminate", "gone_unseen")}
+        assert (row.result, row.reason) in ways
+
+    await together({name: going_on(name) for name in ARI_FAULTS | EVENTS})
 
 
 async def test_a_caller_who_gives_up_is_nobodys_fault() -> None:
-    async def gives_up(step: str, name: str) -> None:
-        pbx = Neighbours()
+    async def gives_up(answer: str, step: str, name: str) -> None:
+        pbx = neighbours(answer)
         pbx.faults[step] = fault(step, name)
         pbx.arrive()
         await pbx.arrived()
@@ -194,10 +235,11 @@ async def test_a_caller_who_gives_up_is_nobodys_fault() -> None:
         if row.connected_at is None:
             assert (row.result, row.reason) == ("client_error", "caller_cancelled")
         else:
-            assert (step, row.result, row.reason) == ("add_to_bridge", "success", "caller_hangup")
+            assert (row.result, row.reason) == ("success", "caller_hangup")
+            assert step in ("add_to_bridge", "send_order")
 
     when = ("caller gone before", "caller gone after")
-    await together({f"{step}: {name}": gives_up(step, name) for step in SET_UP for name in when})
+    await together({f"{way}: {name}": gives_up(*way, name) for way in EVERY_STEP for name in when})
 
 
 @pytest.mark.parametrize("step", TEAR_DOWN)
@@ -329,6 +371,7 @@ async def test_a_worker_that_never_reports(pbx: Neighbours) -> None:
     await pbx.over()
     row = nothing_left(pbx)
     assert (row.result, row.reason, row.media) == ("server_error", "media_lost", None)
+    assert (row.hangup_cause, pbx.causes[CALLER]) == (38, 38), "no good end, and the carrier is told so"
 
 
 async def test_media_that_never_starts(pbx: Neighbours) -> None:
@@ -825,8 +868,9 @@ async def test_a_stopped_controller_leaves_its_calls_alone(pbx: Neighbours) -> N
     pbx.channels.clear()
 
 
-@pytest.mark.parametrize("step", SET_UP)
-async def test_a_controller_stopped_in_the_middle_of_a_step(pbx: Neighbours, step: str) -> None:
+@pytest.mark.parametrize(("answer", "step"), EVERY_STEP)
+async def test_a_controller_stopped_in_the_middle_of_a_step(answer: str, step: str) -> None:
+    pbx = neighbours(answer)
     reached = asyncio.Event()
 
     async def hang(_pbx: Neighbours) -> None:

@@ -292,8 +292,8 @@ async def test_what_follows_a_lost_connection_fails_at_once() -> None:
     async with asterisk(closes_on_the_action) as (client, peers), client as ami:
         for _ in range(2):
             with pytest.raises(AmiError, match="closed the connection"):
-                await ami.core_status()
-        assert [action["Action"] for action in peers[0].actions] == ["Login", "CoreStatus"]
+                await ami.channels()
+        assert [action["Action"] for action in peers[0].actions] == ["Login", "CoreShowChannels"]
 
 
 def scheduled() -> list[asyncio.TimerHandle]:

@@ -77,7 +77,6 @@ def media(ari: AriClient) -> Awaitable[Any]:
 @pytest.mark.parametrize(
     ("call", "method", "path", "query", "body"),
     [
-        (lambda ari: ari.ping(), "GET", "/asterisk/ping", {}, None),
         (lambda ari: ari.answer(C), "POST", f"/channels/{C}/answer", {}, None),
         (lambda ari: ari.ring(C), "POST", f"/channels/{C}/ring", {}, None),
         (lambda ari: ari.hangup(C, 21), "DELETE", f"/channels/{C}", {"reason_code": "21"}, None),
@@ -103,6 +102,13 @@ def media(ari: AriClient) -> Awaitable[Any]:
             f"/channels/{C}/variables",
             {},
             {"variables": {"A": "b c&d=+é"}},
+        ),
+        (
+            lambda ari: ari.send_dtmf(C, "12#"),
+            "POST",
+            f"/channels/{C}/dtmf",
+            {"dtmf": "12#", "duration": "100", "between": "100"},
+            None,
         ),
         (
             lambda ari: ari.set_event_filter(["Dial"]),
@@ -194,14 +200,14 @@ async def test_refusals_say_what_and_why(
 async def test_a_wrong_password_is_named_and_not_shown(fake: FakeAri) -> None:
     async with AriClient(fake.url, USER, "secret-guess", APP, LIMIT) as client:
         with pytest.raises(AriUnauthorized, match=r"Authentication required.*password.*ari\.conf") as caught:
-            await client.ping()
+            await client.ring(C)
     assert "secret-guess" not in str(caught.value)
 
 
 async def test_nobody_listens(unused_tcp_port: int) -> None:
     async with AriClient(f"http://127.0.0.1:{unused_tcp_port}", USER, PASSWORD, APP, LIMIT) as client:
-        with pytest.raises(AriUnavailable, match=r"GET /asterisk/ping.*Connect") as caught:
-            await client.ping()
+        with pytest.raises(AriUnavailable, match=r"POST /channels/.*/ring.*Connect") as caught:
+            await client.ring(C)
         assert isinstance(caught.value, Unavailable)
         assert caught.value.retryable
         assert client.repeats == 0
@@ -214,7 +220,7 @@ async def test_no_answer_is_not_waited_for_longer_than_the_limit(fake: FakeAri, 
         await ari.answer(C)
     assert LIMIT * 0.9 < asyncio.get_running_loop().time() - before < LIMIT * 3
     assert len(fake.requests) == 1, "what timed out is not repeated"
-    await ari.ping()
+    await ari.ring(C)
     assert fake.requests[0].connection != fake.requests[1].connection, "a late answer must not meet another request"
 
 
@@ -225,7 +231,7 @@ async def test_a_cancelled_request_leaves_no_answer_for_the_next(fake: FakeAri, 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await ari.ping()
+    await ari.ring(C)
     assert fake.requests[0].connection != fake.requests[1].connection
 
 
@@ -256,10 +262,19 @@ async def test_a_connection_lost_again_is_told(fake: FakeAri, ari: AriClient, fa
     assert ari.repeats == 1
 
 
-async def test_what_may_have_sent_the_channel_away_is_not_repeated(fake: FakeAri, ari: AriClient) -> None:
-    fake.script("POST", f"/channels/{C}/continue", hangs_up())
+@pytest.mark.parametrize(
+    ("name", "request_once"),
+    [
+        ("continue", lambda ari: ari.continue_in_dialplan(C, context="after", extension="s")),
+        ("dtmf", lambda ari: ari.send_dtmf(C, "1")),
+    ],
+)
+async def test_what_would_be_another_thing_twice_is_not_repeated(
+    fake: FakeAri, ari: AriClient, name: str, request_once: Callable[[AriClient], Awaitable[None]]
+) -> None:
+    fake.script("POST", f"/channels/{C}/{name}", hangs_up())
     with pytest.raises(AriUnavailable):
-        await ari.continue_in_dialplan(C, context="after", extension="s")
+        await request_once(ari)
     assert len(fake.requests) == 1
 
 
@@ -296,23 +311,6 @@ async def test_gone_already_is_what_was_asked_for(fake: FakeAri, ari: AriClient)
     assert await ari.destroy_bridge(B, missing_ok=True) is False
     with pytest.raises(AriNotFound):
         await ari.hangup(C)
-
-
-async def test_a_variable_that_is_not_set_is_none_and_a_channel_that_is_gone_is_not(
-    fake: FakeAri, ari: AriClient
-) -> None:
-    fake.script(
-        "GET",
-        f"/channels/{C}/variable",
-        says(200, {"value": "x"}),
-        says(404, {"message": "Provided variable was not found"}),
-        says(404, {"message": "Provided channel was not found"}),
-    )
-    assert await ari.get_variable(C, "A") == "x"
-    assert await ari.get_variable(C, "A") is None
-    with pytest.raises(AriNotFound):
-        await ari.get_variable(C, "A")
-    assert fake.requests[0].query == {"variable": "A"}
 
 
 @pytest.mark.parametrize("body", [None, {}, [{}], [{**CHANNEL, "creationtime": "never"}], "text"])

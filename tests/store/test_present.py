@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import msgspec
 import pytest
 
 from ari_app.errors import Unavailable
 from ari_app.store.present import Command, CommandReader, Present, ReportReader
-from audiosocket.callspec import CallReport, report_stream
+from audiosocket.callspec import CallNotice, CallReport, LegOrder, orders_channel, report_stream
 from audiosocket.registry import Registry
 from audiosocket.runtime.stores import open_redis
 from tests.store.test_registry import report
@@ -42,6 +43,10 @@ async def stored() -> None:
     """All is stored at once."""
 
 
+def unheard(notice) -> None:
+    raise AssertionError(f"nobody said {notice}")
+
+
 async def send(client, *numbers: int) -> None:
     registry = Registry(client)
     for number in numbers:
@@ -52,7 +57,7 @@ async def send(client, *numbers: int) -> None:
 async def test_reports_arrive_in_order_and_are_removed(redis_client):
     inbox = Inbox()
     await send(redis_client, 1, 2)  # before any controller was there
-    async with running(ReportReader(redis_client, "n1", stored).run(inbox.put)):
+    async with running(ReportReader(redis_client, "n1", stored).run(inbox.put, unheard)):
         await until(lambda: len(inbox) == 2)
         await send(redis_client, *range(3, 300))
         await until(lambda: len(inbox) == 299)
@@ -73,10 +78,10 @@ async def test_what_was_not_stored_comes_again_after_a_restart(redis_client):
     async def not_stored():
         await never.wait()
 
-    async with running(ReportReader(redis_client, "n1", not_stored).run(first.put)):
+    async with running(ReportReader(redis_client, "n1", not_stored).run(first.put, unheard)):
         await until(lambda: len(first) == 2)
     await send(redis_client, 3)
-    async with running(ReportReader(redis_client, "n1", stored).run(second.put)):
+    async with running(ReportReader(redis_client, "n1", stored).run(second.put, unheard)):
         await until(lambda: len(second) == 3)
         await until(lambda: _empty(redis_client))
     assert first.numbers() == [1, 2]
@@ -85,7 +90,7 @@ async def test_what_was_not_stored_comes_again_after_a_restart(redis_client):
 
 async def test_redis_restarting_under_the_reader(redis_client, servers):
     inbox = Inbox()
-    async with running(ReportReader(redis_client, "n1", stored).run(inbox.put)):
+    async with running(ReportReader(redis_client, "n1", stored).run(inbox.put, unheard)):
         await send(redis_client, 1)
         await until(lambda: len(inbox) == 1)
         await servers.redis.stop()
@@ -102,7 +107,10 @@ async def test_a_dropped_connection_repeats_nothing_that_was_handled(redis_clien
     async def later():
         await held.wait()
 
-    async with open_redis(empty_stores) as other, running(ReportReader(redis_client, "n1", later).run(inbox.put)):
+    async with (
+        open_redis(empty_stores) as other,
+        running(ReportReader(redis_client, "n1", later).run(inbox.put, unheard)),
+    ):
         await send(other, 1)
         await until(lambda: len(inbox) == 1)
         for _ in range(3):
@@ -115,17 +123,55 @@ async def test_a_dropped_connection_repeats_nothing_that_was_handled(redis_clien
     assert inbox.numbers() == [1, 2]
 
 
+async def test_notices_and_reports_come_in_the_order_in_which_they_were_written(redis_client):
+    told = []
+    notices = [
+        CallNotice(call_id="c", leg_uuid="l", event=event, digits=digits, at_ms=1)
+        for event, digits in (("connected", ""), ("digits", "1#"))
+    ]
+
+    async def on_report(report) -> None:
+        told.append(report)
+
+    await redis_client.xadd(STREAM, {"notice": msgspec.json.encode(notices[0])})
+    await send(redis_client, 1)
+    await redis_client.xadd(STREAM, {"notice": b'{"event": "sung"}'})
+    await redis_client.xadd(STREAM, {"notice": msgspec.json.encode(notices[1])})
+    async with running(ReportReader(redis_client, "n1", stored).run(on_report, told.append)):
+        await until(lambda: len(told) == 3)
+        await until(lambda: _empty(redis_client))
+    assert [told[0], told[2]] == notices
+    assert isinstance(told[1], CallReport)
+
+
+async def test_an_order_reaches_the_worker_s_channel(redis_client):
+    order = LegOrder(leg_uuid="l", order="release")
+    await Present(redis_client).send_order("gw/0", order)  # nobody listens: it is lost, and that is no error
+    async with redis_client.pubsub() as listener:
+        await listener.subscribe(orders_channel("gw/0"))
+        await until(lambda: _subscribed(redis_client, orders_channel("gw/0")))
+        await Present(redis_client).send_order("gw/1", order)
+        await Present(redis_client).send_order("gw/0", order)
+        while (message := await listener.get_message(timeout=5)) is None or message["type"] != "message":
+            pass
+        assert msgspec.json.decode(message["data"], type=LegOrder) == order
+
+
+async def _subscribed(client, channel: str) -> bool:
+    return (await client.pubsub_numsub(channel))[0][1] == 1
+
+
 async def test_an_unreadable_or_trimmed_report_holds_nothing_up(redis_client):
     inbox = Inbox()
     await redis_client.xadd(STREAM, {"report": b"not json"})
     await redis_client.xadd(STREAM, {"other": b"field"})
     await send(redis_client, 1)
     never = asyncio.Event()
-    async with running(ReportReader(redis_client, "n1", never.wait).run(Inbox().put)):
+    async with running(ReportReader(redis_client, "n1", never.wait).run(Inbox().put, unheard)):
         await until(lambda: _pending(redis_client, 3))
     await redis_client.xtrim(STREAM, maxlen=0)  # what is pending now has no content any more
     await send(redis_client, 2)
-    async with running(ReportReader(redis_client, "n1", stored).run(inbox.put)):
+    async with running(ReportReader(redis_client, "n1", stored).run(inbox.put, unheard)):
         await until(lambda: len(inbox) == 1)
         await until(lambda: _pending(redis_client, 0))
     assert inbox.numbers() == [2]
@@ -142,7 +188,7 @@ async def test_an_error_of_the_handler_ends_the_reader(redis_client):
 
     await send(redis_client, 1)
     with pytest.raises(ExceptionGroup) as caught:
-        await ReportReader(redis_client, "n1", stored).run(broken)
+        await ReportReader(redis_client, "n1", stored).run(broken, unheard)
     assert caught.group_contains(RuntimeError, match="a fault of ours")
 
 

@@ -55,7 +55,10 @@ FULL: dict[str, Any] = {
             "rtp_timeout_seconds": 0,
         },
     },
-    "applications": {"echo": {"url": "ws://127.0.0.1:1/"}},
+    "applications": {
+        "echo": {"url": "ws://127.0.0.1:1/", "after": {"extension": "survey"}},
+        "desk": {"url": "ws://127.0.0.1:1/", "fallback": {"after": {"transfer": {"to": "1000", "trunk": "carrier"}}}},
+    },
     "routes": [{"did": "*", "application": "echo"}],
     "controller": {"max_calls": 1500},
 }

@@ -477,6 +477,56 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
         "routes[3]: number 1000 is taken by routes[2] already: this route can never be reached",
     ),
     (("routes", 0, "max_seconds"), 0, "routes[0].max_seconds: found 0"),
+    (("routes", 0, "answer"), "later", "routes[0].answer: found 'later': Input should be 'at_once', 'when_connected'"),
+    (("routes", 0, "answer_within_seconds"), 0.4, "routes[0].answer_within_seconds: found 0.4"),
+    (
+        ("routes", 0, "custom_parameters"),
+        {"a": "1", "b": "2", "c": "3"},
+        "routes[0] with application 'conversation': custom_parameters and the URL's query are 4 parameters together",
+    ),
+    (
+        ("applications", "echo", "after"),
+        "transfer",
+        "applications.echo.after: found 'transfer': expected hangup, or one of extension, transfer, application",
+    ),
+    (("applications", "echo", "after"), None, "applications.echo.after: found None: expected hangup, or one of"),
+    (
+        ("applications", "echo", "after"),
+        {"extension": "a", "application": "conversation"},
+        "applications.echo.after: expected only one of extension, transfer, application",
+    ),
+    (("applications", "echo", "after"), {"extension": "a,b"}, "applications.echo.after.extension: found 'a,b'"),
+    (("applications", "echo", "after"), {"voicemail": "x"}, "applications.echo.after.voicemail: unknown key"),
+    (
+        ("applications", "echo", "after"),
+        {"application": "nobody"},
+        "applications.echo.after.application 'nobody' is not defined: one of conversation, echo",
+    ),
+    (
+        ("applications", "echo", "after"),
+        {"application": "echo"},
+        "applications.echo.after.application 'echo' leads in a circle, echo -> echo: hang up somewhere",
+    ),
+    (
+        ("applications", "echo", "after"),
+        {"transfer": {"to": "1000&2000", "trunk": "carrier-ulaw"}},
+        "applications.echo.after.transfer.to: found '1000&2000'",
+    ),
+    (
+        ("applications", "echo", "after"),
+        {"transfer": {"to": "1000", "trunk": "nowhere"}},
+        "applications.echo.after.transfer.trunk 'nowhere' is not defined: one of carrier-alaw, carrier-ulaw",
+    ),
+    (
+        ("applications", "echo", "fallback"),
+        {"after": {"transfer": {"to": "1000", "trunk": "carrier-ulaw"}}},
+        "applications.echo.fallback.after.transfer.trunk 'carrier-ulaw' has no contact to be called at",
+    ),
+    (
+        ("applications", "echo", "fallback"),
+        {"after": {"application": "conversation"}},
+        "applications.echo.fallback.after: no application follows one that failed: fallback.url is dialled",
+    ),
 ]
 
 
@@ -629,6 +679,49 @@ def test_a_number_that_python_would_not_print(write: Write) -> None:
 )
 def test_ports_of_the_last_worker(write: Write, gateway: dict[str, Any], expected: str) -> None:
     assert expected in refusal(write(changed((("gateway",), gateway))))
+
+
+def test_what_may_follow_an_application(write: Write) -> None:
+    transfer = {"transfer": {"to": "+918000000009", "trunk": "carrier-ulaw", "timeout_seconds": 5}}
+    path = write(
+        changed(
+            (("trunks", "carrier-ulaw", "contact"), "127.0.0.2:5060"),
+            (("applications", "conversation", "after"), {"application": "echo"}),
+            (("applications", "conversation", "fallback"), {"after": {"extension": "desk"}}),
+            (("applications", "echo", "after"), transfer),
+            (("applications", "echo", "fallback"), {"after": "hangup"}),
+        )
+    )
+    conversation, echo = load(path).applications.values()
+    assert conversation.after.application == "echo"
+    assert conversation.fallback.after.extension == "desk"
+    assert echo.after.transfer is not None
+    assert (echo.after.transfer.to, echo.after.transfer.timeout_seconds) == ("+918000000009", 5)
+    assert (echo.fallback.after.extension, echo.fallback.after.transfer) == (None, None)
+    # What has been read may be read again as part of another.
+    values = {name: getattr(echo, name) for name in echo.model_fields_set}
+    assert type(echo).model_validate(values) == echo
+
+
+def test_a_circle_of_applications_is_named(write: Write) -> None:
+    circle = changed(
+        (("applications", "conversation", "after"), {"application": "echo"}),
+        (("applications", "echo", "after"), {"application": "conversation"}),
+    )
+    assert "leads in a circle, conversation -> echo -> conversation" in refusal(write(circle))
+
+
+def test_a_route_s_parameters_replace_the_application_s(write: Write) -> None:
+    of_twilio = twilio(dialect_options={"caller_parameter": "from"})
+    steps = ((("applications", "echo"), of_twilio), (("routes", 1, "custom_parameters"), {"from": "x"}))
+    text = refusal(write(changed(*steps)))
+    assert "routes[1] with application 'echo': custom_parameters.from: dialect_options puts a number there" in text
+    # The same name is no further parameter.
+    steps = (
+        (("applications", "echo", "custom_parameters"), {"a": "1", "b": "2", "c": "3"}),
+        (("routes", 1, "custom_parameters"), {"c": "4"}),
+    )
+    assert load(write(changed(*steps))).routes[1].custom_parameters == {"c": "4"}
 
 
 def test_routes_that_differ_by_trunk_are_all_reachable(write: Write) -> None:

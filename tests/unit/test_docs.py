@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import Enum
 from itertools import product
 from pathlib import Path
@@ -15,11 +16,14 @@ import pytest
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from ari_app.after import TransferSettings
 from ari_app.call.ending import of_refusal, of_report, of_trigger
 from ari_app.call.machine import LATE, TABLE, State, Trigger
+from ari_app.call.onward import Onward, after_going_on
 from ari_app.call.routing import NotAdmitted
 from ari_app.cli.main import trunkbridge
 from ari_app.domain.hangup import Cause
+from ari_app.domain.termination import Result, Termination
 from ari_app.settings import (
     APPLICATIONS,
     AsteriskSettings,
@@ -124,6 +128,7 @@ SECTIONS = {
     "## phones": [*fields(PhoneSettings)],
     "## applications": [*of_applications()],
     **{f"### dialect_options of {name}": [*fields(options(name))] for name in DIALECTS},
+    "### transfer": [*fields(TransferSettings)],
     "## routes": [*fields(RouteSettings)],
     "## gateway": [*fields(GatewaySettings)],
     "## controller": [*fields(ControllerSettings)],
@@ -242,6 +247,10 @@ def endings() -> Iterator[tuple[str, str, str]]:
         refused = of_refusal(NotAdmitted(name, "", cause))
         yield name, refused.result.value, str(refused.hangup_cause)
     to_ending = {trigger for (_, trigger), (target, _) in TABLE.items() if target is State.ENDING}
+    place = Onward("continued", "", "", "", {})
+    for name in ("continued", "transferred"):
+        onward = after_going_on(Termination(Result.SUCCESS, "application_ended"), replace(place, reason=name))
+        yield onward.reason, onward.result.value, "none"
     for trigger, connected in product(sorted(to_ending - {Trigger.REFUSED, Trigger.PLACE_FAILED}), (True, False)):
         told = of_trigger(trigger, connected=connected)
         if told is not None:

@@ -49,6 +49,7 @@ def report(reason: EndReason, detail: str = "") -> CallReport:
         (Trigger.ANSWER_FAILED, False, "", None, (Result.SERVER_ERROR, "answer_failed", 42)),
         (Trigger.MEDIA_FAILED, False, "", None, (Result.SERVER_ERROR, "media_failed", 42)),
         (Trigger.BRIDGE_FAILED, False, "", None, (Result.SERVER_ERROR, "bridge_failed", 42)),
+        (Trigger.CONTINUE_FAILED, True, "", None, (Result.SERVER_ERROR, "continue_failed", 42)),
     ],
 )
 def test_what_a_trigger_stands_for(
@@ -58,7 +59,10 @@ def test_what_a_trigger_stands_for(
     assert found == Termination(expected[0], expected[1], "why", expected[2])
 
 
-@pytest.mark.parametrize("trigger", [Trigger.MEDIA_GONE, Trigger.SETTLED, Trigger.END_TIMEOUT])
+@pytest.mark.parametrize(
+    "trigger",
+    [Trigger.MEDIA_GONE, Trigger.REPORTED, Trigger.REPORT_TIMEOUT, Trigger.SETTLED, Trigger.END_TIMEOUT],
+)
 def test_what_only_the_report_can_tell(trigger: Trigger) -> None:
     assert ending.of_trigger(trigger, connected=True) is None
 
@@ -92,18 +96,23 @@ def test_whose_matter_a_refusal_is(reason: str, result: Result) -> None:
     assert ending.of_refusal(refusal) == Termination(result, reason, "in words", 1)
 
 
+@pytest.mark.parametrize("answered", [True, False])
 @pytest.mark.parametrize("reason", EndReason)
-def test_a_report_tells_the_end_unless_it_saw_only_the_leg_close(reason: EndReason) -> None:
-    found = ending.of_report(report(reason, "close code 1000"))
+def test_a_report_tells_the_end_unless_it_saw_only_the_leg_close(reason: EndReason, answered: bool) -> None:
+    found = ending.of_report(report(reason, "close code 1000"), answered=answered)
     if reason is EndReason.LEG_CLOSED:
         assert found is None
     else:
         assert found is not None
         good = reason in (EndReason.APP_CLOSED, EndReason.STREAM_LIMIT)
-        assert (found.detail, found.hangup_cause) == ("close code 1000", 16 if good else 38)
+        cause = 42 if not answered else 16 if good else 38
+        assert (found.detail, found.hangup_cause) == ("close code 1000", cause)
 
 
-def test_media_that_went_without_a_word() -> None:
-    assert ending.of_nothing(None) == Termination(Result.SERVER_ERROR, "media_lost", "the worker did not report")
+@pytest.mark.parametrize(("answered", "cause"), [(True, 38), (False, 42)])
+def test_media_that_went_without_a_word(answered: bool, cause: int) -> None:
+    lost = Termination(Result.SERVER_ERROR, "media_lost", "the worker did not report", cause)
+    assert ending.of_nothing(None, answered=answered) == lost
     closed = report(EndReason.LEG_CLOSED, "ConnectionResetError")
-    assert ending.of_nothing(closed) == Termination(Result.SERVER_ERROR, "media_leg_lost", "ConnectionResetError")
+    leg_lost = Termination(Result.SERVER_ERROR, "media_leg_lost", "ConnectionResetError", cause)
+    assert ending.of_nothing(closed, answered=answered) == leg_lost

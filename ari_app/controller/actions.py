@@ -1,0 +1,269 @@
+"""What an actor does for its call: one method for each action of the state machine.
+
+Each performs requests to Asterisk, Redis and the leases, and gives the trigger that their outcome is, or None when an
+event is to come. What of the call lives in Asterisk is kept here: a channel counts as alive until Asterisk says that it
+is destroyed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ari_app.ari.client import AriClient
+from ari_app.ari.errors import AriConflict, AriError, AriInvalid, AriMalformed, AriNotFound, AriUnavailable
+from ari_app.call.machine import State, Trigger
+from ari_app.call.onward import Onward
+from ari_app.call.routing import Admission
+from ari_app.controller.spec import call_spec
+from ari_app.controller.story import Story, now
+from ari_app.domain.ids import BridgeId, CallId, ChannelId, LegUuid, bridge_id, media_channel_id, new_leg_uuid
+from ari_app.errors import StoreUnavailable, TrunkbridgeError
+from ari_app.fleet.leases import Leases
+from ari_app.settings import ApplicationSettings, ControllerSettings
+from ari_app.store.present import Present
+from audiosocket.callspec import LegOrder, WorkerInfo
+
+if TYPE_CHECKING:
+    from ari_app.controller.actor import CallActor
+
+_HAS_MEDIA = frozenset({State.AWAITING, State.PICKING_UP, State.BRIDGING, State.TALKING})
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What an actor is told."""
+
+    trigger: Trigger
+    cause: int | None = None
+    """Q.850 value, where the event carries one."""
+    detail: str = ""
+    reason: str = ""
+    """The ending's reason, where the trigger alone does not say it."""
+    destroyed: ChannelId | None = None
+    """This channel is gone for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What actors work with; one for all of them."""
+
+    node: str
+    ari: AriClient
+    leases: Leases
+    present: Present
+    settings: ControllerSettings
+    applications: Mapping[str, ApplicationSettings]
+    register: Callable[[ChannelId, CallActor], None]
+    """Makes events of a channel reach the actor, from before the channel is created."""
+
+
+class CallActions:
+    """The means of one call: its two channels, its bridge, its worker."""
+
+    def __init__(self, services: Services, story: Story, caller_channel: ChannelId, state: State) -> None:
+        call_id = CallId(story.row.call_id)
+        self.caller_channel = caller_channel
+        self.media_channel: ChannelId = media_channel_id(services.node, call_id, 0)
+        self.bridge: BridgeId = bridge_id(services.node, call_id)
+        self.media_started = state in _HAS_MEDIA
+        self.caller_live = True
+        self.media_live = self.media_started
+        self.report_due = self.media_started
+        self.bridged = self.media_started
+        """The bridge may be there: removing one that is not is harmless."""
+        self._services = services
+        self._story = story
+        self._worker: WorkerInfo | None = None
+        self._leg_uuid = LegUuid(story.row.leg_uuid or "")
+        self._log = log.bind(call_id=call_id, trunk=story.row.trunk or "")
+
+    async def place(self, admission: Admission) -> Message:
+        """Takes a lease and writes the call spec."""
+        self._leg_uuid = new_leg_uuid(os.urandom)
+        row = self._story.row
+        try:
+            # Without a subscription Asterisk does not tell when the caller's channel is destroyed, only that it left.
+            subscribed = asyncio.ensure_future(self._services.ari.subscribe(self.caller_channel))
+            try:
+                self._worker = await self._services.leases.acquire(CallId(row.call_id))
+                created_ms = time.time_ns() // 1_000_000
+                seconds = self._services.settings.spec_seconds
+                applications = self._services.applications
+                spec = call_spec(row, admission, applications, self._leg_uuid, created_ms, seconds, os.urandom)
+                await self._services.present.put_spec(spec)
+            finally:
+                await asyncio.gather(subscribed, return_exceptions=True)
+            subscribed.result()
+        except (AriInvalid, AriNotFound):
+            # Of a subscription to what does not exist Asterisk makes a 422. The tear-down finds out whether it is so.
+            return Message(Trigger.CALLER_GONE, detail="gone before it was answered")
+        except TrunkbridgeError as error:
+            return Message(Trigger.PLACE_FAILED, detail=str(error), reason=error.reason)
+        self._story.update(
+            state=(State.RINGING if admission.held else State.ANSWERING).value,
+            worker_id=self._worker.worker_id,
+            leg_uuid=self._leg_uuid,
+            caller_channel_id=row.caller_channel_id,
+        )
+        placed = Trigger.PLACED_HELD if admission.held else Trigger.PLACED
+        return Message(placed, detail=self._worker.worker_id)
+
+    async def ring(self) -> Message | None:
+        """Lets the caller hear ringing. A call that does not ring is no worse for it."""
+        try:
+            await self._services.ari.ring(self.caller_channel)
+        except AriNotFound:
+            return self._caller_gone()
+        except AriError as error:
+            self._log.warning("not_ringing", detail=str(error))
+        return None
+
+    async def answer(self) -> Message | None:
+        """Answers the caller."""
+        try:
+            await self._services.ari.answer(self.caller_channel)
+        except AriNotFound:
+            return self._caller_gone()
+        except AriConflict:
+            return None  # it has left our application: its event says why, or the set-up's time limit ends the call
+        except AriError as error:
+            return Message(Trigger.ANSWER_FAILED, detail=str(error))
+        state = State.BRIDGING if self.media_started else State.ATTACHING
+        self._story.update(state=state.value, answered_at=now())
+        return Message(Trigger.ANSWERED)
+
+    async def attach(self, actor: CallActor, media_format: str) -> Message | None:
+        """Creates the media channel."""
+        worker = self._worker
+        assert worker is not None
+        host = f"[{worker.host}]" if ":" in worker.host else worker.host
+        self._services.register(self.media_channel, actor)
+        self.media_live = self.report_due = True
+        try:
+            await self._services.ari.external_media(
+                self.media_channel, host=f"{host}:{worker.port}", leg_uuid=self._leg_uuid, media_format=media_format
+            )
+        except (AriMalformed, AriUnavailable) as error:
+            return Message(Trigger.MEDIA_FAILED, detail=str(error))  # it may exist: it is torn down
+        except AriError as error:
+            self.media_live = self.report_due = False
+            return Message(Trigger.MEDIA_FAILED, detail=str(error))
+        return None  # its StasisStart is what counts
+
+    async def join(self) -> Message | None:
+        """Puts both channels into a bridge."""
+        self.bridged = True
+        try:
+            await self._services.ari.create_bridge(self.bridge)
+            try:
+                await self._services.ari.add_to_bridge(self.bridge, self.caller_channel, self.media_channel)
+            except (AriConflict, AriInvalid):
+                return None  # one of the two is gone: its event says which, or the set-up's time limit ends the call
+        except AriError as error:
+            return Message(Trigger.BRIDGE_FAILED, detail=str(error))
+        self._story.update(state=State.TALKING.value, connected_at=now())
+        return Message(Trigger.BRIDGED)
+
+    async def release(self) -> None:
+        """Tells the worker of a held leg that the caller is there; his first audio would tell it too."""
+        worker_id = self._story.row.worker_id or ""
+        try:
+            await self._services.present.send_order(worker_id, LegOrder(leg_uuid=self._leg_uuid, order="release"))
+        except StoreUnavailable as error:
+            self._log.warning("release_not_sent", worker=worker_id, detail=str(error))
+
+    async def go_on(self, place: Onward) -> Message:
+        """Hands the caller to the dialplan, where he is nobody's here any more."""
+        try:
+            if place.variables:
+                await self._services.ari.set_variables(self.caller_channel, place.variables)
+            await self._services.ari.continue_in_dialplan(
+                self.caller_channel, context=place.context, extension=place.extension
+            )
+        except AriNotFound:
+            return self._caller_gone()
+        except AriConflict as error:
+            return Message(Trigger.CALLER_GONE, detail=f"it has left our application: {error}")
+        except AriError as error:
+            return Message(Trigger.CONTINUE_FAILED, detail=str(error))
+        self.caller_live = False
+        return Message(Trigger.CONTINUED, detail=place.where)
+
+    async def send_digits(self, digits: str) -> None:
+        """Sends digits to the caller."""
+        try:
+            await self._services.ari.send_dtmf(self.caller_channel, digits)
+        except AriError as error:
+            self._log.warning("digits_not_sent", count=len(digits), detail=str(error))
+
+    async def look(self) -> list[Message]:
+        """Which of the channels that live to our knowledge are gone."""
+        gone = []
+        for channel, live, trigger in (
+            (self.caller_channel, self.caller_live, Trigger.CALLER_GONE),
+            (self.media_channel, self.media_live, Trigger.MEDIA_GONE),
+        ):
+            try:
+                if live:
+                    await self._services.ari.get_channel(channel)
+            except AriNotFound:
+                gone.append(Message(trigger, destroyed=channel))
+            except AriError as error:
+                self._log.warning("channel_not_looked_at", channel=channel, detail=str(error))
+        return gone
+
+    async def tear_down(self, cause: int) -> None:
+        """Hangs up what lives; the caller with this Q.850 cause."""
+        await asyncio.gather(self._hang_up_caller(cause), self._hang_up_media())
+
+    async def tidy(self, cause: int) -> None:
+        """Removes what is left in Asterisk."""
+        if self.caller_live or self.media_live:
+            self._log.error("channels_left", caller=self.caller_live, media=self.media_live)
+            await self.tear_down(cause)  # once more: the first request may be what failed
+        if self.bridged and not await self._remove_bridge():
+            await self._remove_bridge()
+
+    async def give_lease_back(self) -> None:
+        """Gives the lease back; one that cannot be expires by itself."""
+        try:
+            await self._services.leases.release(CallId(self._story.row.call_id))
+        except TrunkbridgeError as error:
+            self._log.warning("lease_left", detail=f"{error}: it expires by itself")
+
+    def _caller_gone(self) -> Message:
+        self.caller_live = False
+        return Message(Trigger.CALLER_GONE, detail="gone meanwhile")
+
+    async def _hang_up_caller(self, cause: int) -> None:
+        if self.caller_live:
+            try:
+                if not await self._services.ari.hangup(self.caller_channel, cause, missing_ok=True):
+                    self.caller_live = False
+            except AriError as error:
+                self._log.warning("hangup_failed", channel=self.caller_channel, detail=str(error))
+
+    async def _hang_up_media(self) -> None:
+        if self.media_live:
+            try:
+                if not await self._services.ari.hangup(self.media_channel, missing_ok=True):
+                    self.media_live = False
+            except AriError as error:
+                self._log.warning("hangup_failed", channel=self.media_channel, detail=str(error))
+
+    async def _remove_bridge(self) -> bool:
+        try:
+            await self._services.ari.destroy_bridge(self.bridge, missing_ok=True)
+        except AriError as error:
+            self._log.warning("bridge_left", bridge=self.bridge, detail=str(error))
+            return False
+        return True
