@@ -98,7 +98,7 @@ class CallActions:
                 created_ms = time.time_ns() // 1_000_000
                 seconds = self._services.settings.spec_seconds
                 applications = self._services.applications
-                spec = call_spec(row, admission, applications, self._leg_uuid, created_ms, seconds, os.urandom)
+                spec = call_spec(row, admission, self._leg_uuid, created_ms, seconds, applications, os.urandom)
                 await self._services.present.put_spec(spec)
             finally:
                 await asyncio.gather(subscribed, return_exceptions=True)

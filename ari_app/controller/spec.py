@@ -15,10 +15,10 @@ from audiosocket.callspec import CallSpec, report_stream
 def call_spec(
     row: CallRow,
     admission: Admission,
-    applications: Mapping[str, ApplicationSettings],
     leg_uuid: LegUuid,
     created_ms: int,
     valid_seconds: float,
+    applications: Mapping[str, ApplicationSettings],
     random_bytes: RandomBytes,
 ) -> CallSpec:
     """The spec of one media leg, good for `valid_seconds` from `created_ms` (Unix time in ms), with those of the
@@ -36,10 +36,10 @@ def call_spec(
                 application_name=application.after.application,
                 application=applications[application.after.application],
             ),
-            applications,
             leg_uuid,
             created_ms,
             valid_seconds,
+            applications,
             random_bytes,
         )
     return CallSpec(

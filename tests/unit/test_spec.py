@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 
 import pytest
@@ -23,5 +24,5 @@ def test_a_dynamic_url_and_a_callback_reach_the_worker_as_they_are_written(callb
         RouteSettings(did="*", application="bot"), "bot", application, "+919000000001", "1000", MediaFormat.ULAW
     )
     row = CallRow(call_id="c", call_sid="s", node="pbx", direction="inbound", state="new", created_at=datetime.now(UTC))
-    spec = call_spec(row, admission, LegUuid("l"), 5, 1.0)
+    spec = call_spec(row, admission, LegUuid("l"), 5, 1.0, {}, os.urandom)
     assert (spec.url, spec.callback_url) == (application.url, callback or "")
