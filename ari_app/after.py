@@ -27,6 +27,11 @@ class FailureAfterSettings(Settings):
     """Extension in the dialplan's `trunkbridge-after-application` context to continue at."""
     transfer: TransferSettings | None = None
 
+    @property
+    def hangs_up(self) -> bool:
+        """Whether the caller goes nowhere in the dialplan."""
+        return self.extension is None and self.transfer is None
+
     @model_validator(mode="before")
     @classmethod
     def _choice(cls, value: Any) -> Any:

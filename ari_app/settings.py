@@ -452,8 +452,11 @@ class Config(NodeSettings):
                     known = ", ".join(sorted(self.trunks))
                     raise ValueError(f"routes[{index}].trunks: {trunk!r} is not defined: one of {known}")
             application = self.applications[route.application]
+            given = application.custom_parameters | route.custom_parameters
             try:
-                application.check_custom_parameters(application.custom_parameters | route.custom_parameters)
+                application.check_custom_parameters(given)
+                if application.fallback.url is not None:
+                    application.model_copy(update={"url": application.fallback.url}).check_custom_parameters(given)
             except ValueError as error:
                 raise ValueError(f"routes[{index}] with application {route.application!r}: {error}") from None
         self._unreachable_routes()

@@ -162,6 +162,8 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     fallback_prompt: str = ""
     """Name of a prompt of the worker's, played when nothing else is left; empty: the three tones of a call that failed,
     unless the caller is still held."""
+    fallback_tone: bool = True
+    """Whether the tones are played; false: the caller goes on elsewhere."""
     breaker_failures: int = 0
     """Failures in a row after which the application is not dialled for `breaker_seconds`; 0: it always is."""
     breaker_seconds: float = 0.0

@@ -119,8 +119,10 @@ class Stages:
         if spec.fallback_url and not self._fallback:
             self._fallback = True
             return Dial(msgspec.structs.replace(spec, url=spec.fallback_url), fallback=True)
-        if self._playing or (held and not spec.fallback_prompt):
-            # A caller who has not been answered is refused with a code of SIP's, which says more than a tone.
+        silent = held or not spec.fallback_tone
+        if self._playing or (silent and not spec.fallback_prompt):
+            # A caller who has not been answered is refused with a code of SIP's, which says more than a tone; one who
+            # goes on elsewhere is not told that his call has failed.
             return Finish(self._failure)
         self._playing = True
         return Play(spec.fallback_prompt)

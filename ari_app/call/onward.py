@@ -33,13 +33,13 @@ class Onward:
 def onward(report: CallReport, name: str, applications: Mapping[str, ApplicationSettings]) -> Onward | None:
     """Where the caller goes on after this report of a call to application `name`; None: nowhere, he is hung up.
 
-    An application that has failed is followed by its `fallback.after`, one that ended the stream by its `after`. What
-    Asterisk or we ended is followed by nothing.
+    An application that has failed is followed by its `fallback.after`, one that ended the stream, or whose
+    fallback did, by its `after`. What Asterisk or we ended is followed by nothing.
     """
     application = applications.get(report.application or name)
     if application is None:
         return None
-    if report.failed or from_media(report.reason).result is Result.UPSTREAM_ERROR:
+    if from_media(report.reason).result is Result.UPSTREAM_ERROR:
         return _place(application.fallback.after)
     if report.reason in (EndReason.APP_CLOSED, EndReason.STREAM_LIMIT):
         return _place(application.after)

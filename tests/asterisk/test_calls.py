@@ -239,6 +239,12 @@ async def test_the_application_is_not_there(live: Live, number: str, reason: str
     assert (row.result, row.reason) == ("upstream_error", reason)
     events = [event.event for event in await live.system.events(row.call_id)]
     assert events.count("media_app_connect_failed") == 2  # the documented retry
+    # What the caller hears instead is the special information tone, whole.
+    heard = call.peer.received_pcm_by_timestamp()
+    loud = np.flatnonzero(np.abs(heard) > 500)
+    assert loud[-1] - loud[0] == pytest.approx(0.99 * 8000, abs=80)
+    thirds = np.split(heard[loud[0] : loud[0] + 7920], 3)
+    assert [dominant_frequency(third) for third in thirds] == pytest.approx([950, 1400, 1800], abs=5)
 
 
 async def test_the_application_answers_401(live: Live) -> None:

@@ -10,17 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from ari_app.store.records import CallRow
-from audiosocket.callspec import CallNotice, report_stream
-from audiosocket.runtime.stores import open_redis, resolve
 from tests.live import Live, live_system
 from tests.pbx import SCENARIOS
 from tests.worker_rig import until
@@ -36,7 +32,7 @@ pytestmark = [pytest.mark.asterisk, pytest.mark.asyncio(loop_scope="module")]
 
 DESK = "127.0.0.4"
 DESK_NUMBER = "+918000000009"
-AT_ONCE, CONNECTED, SPEAKING, NOT_THERE, NOT_THERE_RINGING, EXTENSION, TRANSFER, SHORT_TRANSFER, CHAIN = (
+DIGITS, CONNECTED, SPEAKING, NOT_THERE, NOT_THERE_RINGING, EXTENSION, TRANSFER, SHORT_TRANSFER, CHAIN = (
     f"+9180000001{number:02}" for number in range(9)
 )
 DIALPLAN = """[trunkbridge-after-application]
@@ -70,6 +66,7 @@ async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.Tem
         return {"transfer": {"to": DESK_NUMBER, "trunk": "desk", "timeout_seconds": seconds}}
 
     applications: dict[str, dict[str, Any]] = {
+        "digits": {"digits_to_caller": True},
         "extension": {"after": {"extension": "goodbye"}},
         "transfer": {"after": transfer(20)},
         "short-transfer": {"after": transfer(1)},
@@ -79,7 +76,7 @@ async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.Tem
     changes: dict[str, Any] = {
         "trunks": {"desk": {"identify": [DESK], "contact": f"{DESK}:{desk_port}", "codecs": ["ulaw"]}},
         "routes": [
-            {"did": AT_ONCE, "application": "scripted"},
+            {"did": DIGITS, "application": "digits"},
             {"did": CONNECTED, "application": "scripted", "answer": "when_connected"},
             {"did": SPEAKING, "application": "scripted", "answer": "when_speaking", "answer_within_seconds": 2},
             {"did": NOT_THERE, "application": "not-there"},
@@ -115,16 +112,6 @@ async def talking(live: Live, number: str) -> Call:
     await call.answered()
     await until(lambda: live.app.events("start"), "start message")
     return call
-
-
-async def notice(live: Live, row: CallRow, event: Literal["connected", "speaking", "digits"], digits: str = "") -> None:
-    """What the worker would say of a call."""
-    assert row.leg_uuid is not None
-    told = CallNotice(
-        call_id=row.call_id, leg_uuid=row.leg_uuid, event=event, digits=digits, at_ms=time.time_ns() // 1_000_000
-    )
-    async with open_redis(resolve(live.system.config)) as redis:
-        await redis.xadd(report_stream(row.node), {"notice": msgspec.json.encode(told)})
 
 
 @asynccontextmanager
@@ -244,11 +231,10 @@ async def test_a_controller_killed_while_it_rings(live: Live) -> None:
 
 
 async def test_each_digit_reaches_the_caller_once(live: Live) -> None:
-    call = await talking(live, AT_ONCE)
+    call = await talking(live, DIGITS)
     await live.app.say(tone(500, 3).tobytes())
-    row = await live.record(call, ended=False)
-    await notice(live, row, "digits", "15#")
-    await notice(live, row, "digits", "*")
+    for digits in ("15#", "*"):
+        await live.app.send({"event": "dtmf", "dtmf": {"digits": digits}})
     await until(lambda: len(digits_heard(call)) >= 4, "four digits")
     await asyncio.sleep(0.5)
     events = digits_heard(call)

@@ -93,7 +93,7 @@ class EchoBot(Client):
                     return
 
     def ignored(self) -> dict[str, int]:
-        return {"unknown_event": self.digits_echoed} if self.digits_echoed else {}
+        return {"dtmf_off": self.digits_echoed} if self.digits_echoed else {}
 
 
 class Demo2021(Client):

@@ -98,6 +98,16 @@ def test_a_held_caller_is_refused_rather_than_played_a_tone() -> None:
     assert stages.after(REFUSED, held=True) == Finish(REFUSED)
 
 
+def test_a_caller_who_goes_on_elsewhere_hears_no_tone_but_a_prompt() -> None:
+    stages = Stages(call_spec(fallback_tone=False))
+    stages.first()
+    assert stages.after(LOST, opened=True) == Finish(LOST)
+    stages = Stages(call_spec(fallback_tone=False, fallback_prompt="sorry"))
+    stages.first()
+    assert stages.after(LOST, opened=True) == Play("sorry")
+    assert stages.after(None) == Finish(LOST)
+
+
 def test_a_held_caller_is_played_a_prompt_that_the_operator_has_chosen() -> None:
     stages = Stages(call_spec(held=True, fallback_prompt="sorry"))
     stages.first()
