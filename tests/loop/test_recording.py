@@ -142,7 +142,11 @@ def onsets(side: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("encoding", ["slin", "ulaw", "alaw"])
 async def test_both_sides_stay_together(tmp_path: Path, encoding: str) -> None:
     async with rig(recordings=options(tmp_path)) as r:
-        report, sent, heard = await clicks_and_echoes(r, encoding, [31, 17, 24, 23, 28, 19])
+        for _ in range(3):
+            report, sent, heard = await clicks_and_echoes(r, encoding, [31, 17, 24, 23, 28, 19])
+            if not report.figures.ticks_late and not report.figures.stalls:
+                break  # otherwise the machine stood still, and what was measured outside is no measure
+            r.source.reports.clear()
         left, right = (np.array(onsets(side)) for side in sides(report.recording))
         assert len(left) == len(right) == len(sent) == len(heard) == 6
         # What the recording says of each echo's delay is what was measured outside the worker.

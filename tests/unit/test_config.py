@@ -994,3 +994,11 @@ def test_what_is_said_about_failures_and_what_holds_without_it(write: Write) -> 
     other = config.applications["conversation"]
     assert (other.first_audio_seconds, other.max_silence_seconds, other.max_seconds) == (30, 60, 3600)
     assert (other.circuit_breaker.failures, other.circuit_breaker.seconds) == (5, 30)
+
+
+def test_applications_on_one_media_leg_have_one_sample_rate(write: Write) -> None:
+    mixed = changed(
+        (("applications", "conversation", "after"), {"application": "echo"}),
+        (("applications", "conversation", "sample_rate"), 16000),
+    )
+    assert "applications.conversation.after.application 'echo' has another sample_rate" in refusal(write(mixed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def test_the_call_spec_carries_the_rate_and_the_fade() -> None:
     row = CallRow(
         call_id="c", call_sid="s", node="pbx-1", direction="inbound", state="new", created_at=datetime.now(UTC)
     )
-    specs = [call_spec(row, router.admit("desk", did, "", 0, 0), LegUuid("u"), 0, 15) for did in ("1000", "1001")]
+    admissions = [router.admit("desk", did, "", 0, 0) for did in ("1000", "1001")]
+    specs = [call_spec(row, admission, LegUuid("u"), 0, 15, {}, os.urandom) for admission in admissions]
     assert [(spec.media_format, spec.fade_ms) for spec in specs] == [(MediaFormat.SLIN16, 7.5), (MediaFormat.ULAW, 5)]
 
 
