@@ -64,7 +64,7 @@ class Carried:
 
     def figures(self) -> MediaFigures:
         """What has been carried so far."""
-        playout, turns = self.playout, self.turns
+        playout, turns, frame_bytes = self.playout, self.turns, self.linear.frame_bytes
         dropped = {
             "overrun": playout.overrun_bytes,
             "clear": playout.cleared_bytes - self._ended_bytes,
@@ -81,7 +81,7 @@ class Carried:
             frames_played=playout.frames_played,
             silence_played=self.silence_played,
             prompt_played=self.prompt_played,
-            frames_dropped={reason: -(-size // self.linear.frame_bytes) for reason, size in dropped.items() if size}
+            frames_dropped={reason: -(-size // frame_bytes) for reason, size in dropped.items() if size}
             | ({"late": playout.recovered_frames} if playout.recovered_frames else {}),
             underruns=playout.underruns,
             marks_received=self.marks_received,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import structlog
 
 from audiosocket.app_stage import AppStage, CallServices, LegEvents
@@ -186,7 +187,8 @@ class MediaCall:
                 self._tell_end()
 
     async def _dial(self, step: Dial, before: Ending | None) -> Ending:
-        spec = step.spec
+        # Whoever follows: the leg stays what Asterisk was asked for.
+        spec = msgspec.structs.replace(step.spec, media_format=self.spec.media_format)
         dialect = open_dialect(spec)
         times = self._services.turn_times(spec.application)
         session = self._session

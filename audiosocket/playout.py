@@ -103,7 +103,6 @@ class Playout:
         "_previous_min",
         "_pushed",
         "_recovering",
-        "_sample_rate",
         "_settle",
         "_settle_min",
         "_since_cut",
@@ -121,10 +120,8 @@ class Playout:
     )
 
     def __init__(self, max_seconds: float, sample_rate: int = 8000, fade_ms: float = 0.0) -> None:
-        self._sample_rate = sample_rate
         self._frame_bytes = sample_rate * FRAME_MS // 1000 * 2
-        self.limit(max_seconds)
-        self._fade_samples = min(round(sample_rate * fade_ms / 1000), self._frame_bytes // 2)
+        self.serve(max_seconds, fade_ms)
         self._chunks: deque[bytes] = deque()
         self._head = 0  # bytes of the first chunk already taken
         self._pushed = 0  # bytes accepted since the start of the call
@@ -179,9 +176,11 @@ class Playout:
         """Marks that are not due yet."""
         return len(self._marks)
 
-    def limit(self, max_seconds: float) -> None:
-        """Another bound, for what is queued from now on."""
-        self._max_bytes = max(self._frame_bytes, int(max_seconds * self._sample_rate * 2) & ~1)
+    def serve(self, max_seconds: float, fade_ms: float) -> None:
+        """The bound and the fades of the application whose audio is queued from now on."""
+        samples_per_second = self._frame_bytes * 500 // FRAME_MS
+        self._max_bytes = max(self._frame_bytes, int(max_seconds * samples_per_second * 2) & ~1)
+        self._fade_samples = min(round(samples_per_second * fade_ms / 1000), self._frame_bytes // 2)
 
     def push(self, audio: bytes) -> None:
         """Queues PCM16 of any length. What is over the bound is dropped and counted in `overrun_bytes`."""

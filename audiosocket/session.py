@@ -97,9 +97,9 @@ class Session(Carried):
         rate = spec.media_format.sample_rate
         playout = Playout(spec.playout_max_seconds, rate, spec.fade_ms)
         super().__init__(dialect, playout, Turns(spec.media_format, times or TurnTimes()), LINEAR[rate])
-        self._media_format = spec.media_format
         self._header = self.linear.header
         self._silence_frame = self.linear.silence
+        self._media_format = spec.media_format
         self._send = send
         self._note = note
         self._notify = notify
@@ -145,7 +145,7 @@ class Session(Carried):
     def switch(self, spec: CallSpec, dialect: Dialect, times: TurnTimes) -> None:
         """Another application takes over: what the one before has left is dropped. The stream starts at `open`."""
         self._drop_stream(times)
-        self.playout.limit(spec.playout_max_seconds)
+        self.playout.serve(spec.playout_max_seconds, spec.fade_ms)
         for reason, count in self._dialect.oddities.items():
             self.ignore(reason, count)
         self.adopt(spec, dialect)
@@ -302,7 +302,7 @@ class Session(Carried):
         frame = self._next_frame()
         self.turns.tick(self.ticks, frame)
         if frame is None:
-            if self._prompt is not None and not self.held:
+            if self._prompt is not None and not self.held and not playout.cut_off:
                 return self._prompt_frame(self._prompt)
             self.silence_played += 1
             if playout.cut_off:

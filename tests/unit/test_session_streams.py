@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from audiosocket import wire
+from audiosocket.callspec import MediaFormat
 from audiosocket.dialects import open_dialect
 from audiosocket.durations import TurnTimes
 from audiosocket.session import Session
@@ -24,7 +25,7 @@ class Call:
     """A session; what it has sent to the applications, noted and told."""
 
     def __init__(self, opened: bool = True, **changes: Any) -> None:
-        self.spec = call_spec(**changes)
+        self.spec = call_spec(**({"fade_ms": 0} | changes))
         self.sent: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.told: list[tuple[str, str]] = []
@@ -43,7 +44,7 @@ class Call:
         self.sent.clear()
 
     def switch(self, **changes: Any) -> None:
-        spec = call_spec(**changes)
+        spec = call_spec(**({"fade_ms": 0} | changes))
         self.session.switch(spec, open_dialect(spec), TurnTimes())
 
     def events(self) -> list[str]:
@@ -166,6 +167,27 @@ def test_a_prompt_takes_the_applications_place_and_says_when_it_is_over() -> Non
     figures = call.session.figures()
     assert (figures.prompt_played, figures.frames_played, figures.silence_played) == (5, 2, 10)
     assert figures.app_talk_ms == 40  # a prompt is nobody's talk
+
+
+def test_audio_that_a_prompt_cuts_off_fades_out_before_it() -> None:
+    call = Call(fade_ms=5)
+    call.say(SPEECH * 10)
+    call.heard(2)
+    call.session.play(iter([SPEECH]), lambda: None)
+    ending, prompt = call.heard(5)
+    assert 900 < int.from_bytes(ending[:2], "little") < 1000
+    assert not any(ending[80:])
+    assert prompt == SPEECH
+
+
+@pytest.mark.parametrize("media_format", ["slin16", "slin24"])
+def test_a_prompt_at_the_rate_of_a_wideband_leg(media_format: str) -> None:
+    form = MediaFormat(media_format)
+    call = Call(media_format=form)
+    frame = bytes([1, 2]) * (form.sample_rate // 50)
+    call.session.play(iter([frame]), lambda: None)
+    assert call.session.tick(0) == call.session.linear.header + frame
+    assert call.session.tick(0) == call.session.linear.silence
 
 
 def test_a_prompt_is_no_application_audio_in_the_calls_story() -> None:
