@@ -93,7 +93,7 @@ async def run(options: Options) -> Outcome:
             sip = system.config.asterisk.sip_listen
             async with Carrier(sip, live.CARRIER, options.folder / "setup" / "carrier", ticker) as carrier:
                 for mode, number in numbers.items():
-                    seen = [await _one_call(carrier, number, streams) for _ in range(count)]
+                    seen = [await _one_call(carrier, number, streams, index) for index in range(count)]
                     for name in Times.__dataclass_fields__:
                         values = [getattr(times, name) for times in seen]
                         rows.append((mode, _NAMES[name], *spread(values, 50, 95, 100)))
@@ -113,7 +113,7 @@ _NAMES = {
 }
 
 
-async def _one_call(carrier: Carrier, number: str, streams: list[Greeter]) -> Times:
+async def _one_call(carrier: Carrier, number: str, streams: list[Greeter], index: int) -> Times:
     before = len(streams)
     call = carrier.call(number)
     call.peer.play(tone(425, 1))
@@ -121,7 +121,8 @@ async def _one_call(carrier: Carrier, number: str, streams: list[Greeter]) -> Ti
     first = await _until(lambda: _loud(call)[:1], "application's audio")
     await _until(lambda: len(streams) > before and streams[-1].heard_at, "caller's audio")
     stream = streams[-1]
-    await asyncio.sleep(BARGE_IN_SECONDS)
+    # The ticks of a call follow from its own beginning: a clear is to fall anywhere between two.
+    await asyncio.sleep(BARGE_IN_SECONDS + index * 7 % 20 / 1000)
     stream.clear()
     await asyncio.sleep(AFTER_CLEAR_SECONDS)
     last = _loud(call)[-1]
