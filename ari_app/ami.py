@@ -221,6 +221,11 @@ def _text(message: Any, header: str) -> str:
     return value if isinstance(value, str) else ", ".join(map(str, value))
 
 
+def _decimal(text: str) -> int:
+    # Python reads no number of thousands of digits, and Asterisk has none over 64 bits.
+    return int(text) if text.isdecimal() and len(text) < 20 else 0
+
+
 def _channel(message: Any) -> AmiChannel:
     return AmiChannel(
         name=_text(message, "Channel"),
@@ -242,5 +247,5 @@ def _seconds(duration: str) -> int:
     """`01:02:03` in seconds; hours may have more than two digits."""
     seconds = 0
     for part in duration.split(":"):
-        seconds = seconds * 60 + (int(part) if part.isdecimal() else 0)
+        seconds = seconds * 60 + _decimal(part)
     return seconds

@@ -224,7 +224,7 @@ class _Application(Settings):
         if parts.scheme not in schemes or not parts.hostname:
             or_http = ", or an http:// or https:// one that answers with it" if cls.dynamic_url else ""
             raise ValueError(f"expected a ws:// or wss:// URL with a host{or_http}")
-        if parts.username or parts.password:
+        if parts.username is not None:
             raise ValueError(f"the URL carries credentials: {cls.credentials_remedy}")
         if parts.fragment:
             raise ValueError("a WebSocket URL has no #fragment")

@@ -20,6 +20,7 @@ def split_address(url: str, dialect: str, named: str = "") -> tuple[str, str]:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        bare, credentials = split_credentials(url)
     except ValueError:
         usable = False
     if not usable:
@@ -29,4 +30,4 @@ def split_address(url: str, dialect: str, named: str = "") -> tuple[str, str]:
         raise click.UsageError(f"{shown}: {platform.title} allows no credentials in a stream's URL: remove them")
     if not platform.query and "?" in url:
         raise click.UsageError(f"{shown}: {platform.title} allows no query in a stream's URL: remove it")
-    return split_credentials(url)
+    return bare, credentials

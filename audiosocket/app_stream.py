@@ -225,7 +225,10 @@ class Dialler:
             raise ApplicationError("app_refused", f"TLS certificate refused: {error.verify_message}") from None
         except ssl.SSLError as error:
             raise ApplicationError("app_refused", f"TLS failed: {error.reason or error}") from None
-        except (picows.WSError, picows.WSInvalidURL) as error:
+        except (picows.WSInvalidURL, ValueError):
+            # Both may repeat the URL, and it may hold a secret. A ValueError: no port, or no name (IDNA).
+            raise ApplicationError("app_refused", "the URL's host or port cannot be one: nothing was dialled") from None
+        except picows.WSError as error:
             raise ApplicationError("app_protocol_error", f"handshake: {error}") from None
         except OSError as error:
             raise ApplicationError("app_refused", error.strerror or str(error)) from None

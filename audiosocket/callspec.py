@@ -332,6 +332,6 @@ def masked_url(url: str) -> str:
     path = re.split(r"[?#]", rest[authority.end() :], maxsplit=1)[0]
     if scheme and not scheme.isalpha():
         return "***"
-    if not _HOST.fullmatch(host):
+    if "@" in path or not _HOST.fullmatch(host):
         return f"{scheme}{sep}***"
-    return f"{scheme}{sep}{host}" + ("/***" if "@" in path else path)
+    return f"{scheme}{sep}{host}{path}"

@@ -73,7 +73,8 @@ def _faded_out(played: bytes, dropped: bytes, samples: int) -> bytes:
 
 
 def _faded_in(frame: bytes, samples: int) -> bytes:
-    head = np.frombuffer(frame[: 2 * samples], "<i2") * _rising(samples)
+    head = np.frombuffer(frame[: 2 * samples], "<i2")  # of a last piece there may be less
+    head = head * _rising(samples)[: len(head)]
     return head.astype("<i2").tobytes() + frame[2 * samples :]
 
 

@@ -56,7 +56,8 @@ end
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local readable, fields = pcall(cjson.decode, spec)
-if readable and tonumber(fields.expires_at_ms) < now_ms then
+local expires_ms = readable and type(fields) == 'table' and tonumber(fields.expires_at_ms)
+if expires_ms and expires_ms < now_ms then
     return {'expired'}
 end
 local rest_ms = math.max(redis.call('PTTL', KEYS[1]), 1)
@@ -93,7 +94,7 @@ class Registry:
             raise SpecRefused(status)
         try:
             return msgspec.json.decode(answer[1], type=CallSpec)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             log.error("call_spec_unreadable", why=str(error))
             raise SpecRefused("unknown") from error
 
@@ -207,7 +208,7 @@ class Registry:
             if message is not None and message["type"] == "message":
                 try:
                     order = msgspec.json.decode(message["data"], type=LegOrder)
-                except msgspec.MsgspecError as error:
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                     log.error("order_unreadable", why=str(error))
                 else:
                     handle(order)

@@ -74,6 +74,7 @@ class Session(Carried):
         "_silence",
         "_silence_frame",
         "_spoken",
+        "_stale_rest",
         "_stall_frames",
         "_stall_tick",
         "app_blocked",
@@ -175,6 +176,7 @@ class Session(Carried):
         self._one_way = spec.one_way
         self._digits_to_caller = spec.digits_to_caller
         self._rest = b""
+        self._stale_rest = 0
 
     def _drop_stream(self, times: TurnTimes) -> None:
         self.lost()
@@ -197,7 +199,9 @@ class Session(Carried):
             self._drop("stale", stale)
             self._caller_frames += stale
             if self._open:
-                self._dialect.skip(stale)
+                # A message may hold several frames: what does not make one up counts with the next that are stale.
+                messages, self._stale_rest = divmod(self._stale_rest + stale, self._frame_bytes // len(self._silence))
+                self._dialect.skip(messages)
         return stale
 
     def caller_audio(self, payload: bytes) -> None:
@@ -266,8 +270,11 @@ class Session(Carried):
             dropped = self.playout.clear()
             self.turns.cleared()
             if self._dialect.marks_on_clear:
-                for name in dropped:
-                    self._send_mark(name)
+                if self._held_marks:
+                    self._held_marks += dropped  # behind those that were asked for before them
+                else:
+                    for name in dropped:
+                        self._send_mark(name)
             if self._open:
                 self._emit(self._dialect.cleared())
         elif type(asked) is Ignored:

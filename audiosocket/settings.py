@@ -56,11 +56,14 @@ def split_url(value: str) -> SplitResult:
 
 def split_credentials(url: str) -> tuple[str, str]:
     """A URL without credentials, and these (`KEY:TOKEN`, or nothing), as hosted platforms take them apart. Raises
-    `ValueError` as `split_url` does."""
+    `ValueError` as `split_url` does, and where credentials have no host behind them."""
     parts = split_url(url)
     if parts.username is None:
         return url, ""
+    if not parts.hostname:
+        raise ValueError("the URL has no host behind its credentials")  # its path would come to be read as one
     bare = urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
+    split_url(bare)  # brackets of the password's may have closed those of the host
     return bare, f"{unquote(parts.username)}:{unquote(parts.password or '')}"
 
 

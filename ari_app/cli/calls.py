@@ -235,7 +235,7 @@ async def _live_figures(stores: Stores, row: CallRow) -> MediaFigures | None:
             if answer.status != 200:
                 return None
             return msgspec.json.decode(await answer.read(), type=_LiveCall).figures
-    except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError):
+    except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

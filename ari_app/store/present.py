@@ -66,7 +66,7 @@ def redis_unavailable(text: str) -> StoreUnavailable:
 def _decode(payload: bytes, kind: type[T]) -> T | None:
     try:
         return msgspec.json.decode(payload, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         log.error("unreadable", kind=kind.__name__, why=str(error))
         return None
 

@@ -52,7 +52,7 @@ class Observer:
         elif isinstance(asked, bytes) and self._kept < KEPT_AUDIO_BYTES:
             self._kept += len(asked)
             trace.media.append(Media(at, narrowed(asked, self._times), len(asked) * self._sample_bytes // 2))
-        self._ids(msgspec.json.decode(message))
+        self._ids(_looked_at(message))
 
     def binary(self) -> None:
         """A binary message."""
@@ -78,11 +78,7 @@ class Observer:
                 trace.foreign_sids[sid] = trace.foreign_sids.get(sid, 0) + 1
 
     def _unusable(self, reason: str, message: bytes) -> None:
-        try:
-            decoded = msgspec.json.decode(message)
-        except UNREADABLE:
-            decoded = None
-        found = decoded if isinstance(decoded, dict) else {}
+        found = _looked_at(message)
         event = found.get("event")
         if reason == "unknown_event" and len(self._trace.events) < KEPT_NAMES:
             self._trace.events.add(str(event)[:EXAMPLE_CHARACTERS])
@@ -94,6 +90,15 @@ class Observer:
         trace = self._trace
         trace.unusable[reason] = trace.unusable.get(reason, 0) + 1
         trace.examples.setdefault(reason, "".join(c if c.isprintable() else "." for c in example))
+
+
+def _looked_at(message: bytes) -> dict[str, Any]:
+    """What can be seen of a message. Nothing, where a value that the gateway does not look at cannot be read."""
+    try:
+        found = msgspec.json.decode(message)
+    except UNREADABLE:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _mark_name(message: dict[str, Any]) -> Any:

@@ -476,6 +476,13 @@ async def test_a_wrong_accept_key_is_no_websocket() -> None:
         assert (await refused(url))[0] == "app_protocol_error"
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "h:99999", "[::1", "h:hunter2", ""])
+async def test_what_cannot_be_dialled_is_refused_and_not_repeated(host: str) -> None:
+    reason, detail = await refused(f"ws://{host}/voice?token=hunter2")
+    assert reason == "app_refused"
+    assert "hunter2" not in detail
+
+
 async def test_an_answer_that_does_not_come() -> None:
     async def never(peer: Peer) -> None:
         await peer.reader.read()

@@ -235,7 +235,8 @@ async def test_orders_are_heard_also_after_redis_was_away(registry, redis_client
     try:
         await ordered(redis_client, heard, LegOrder(leg_uuid="a", order="release"))
         assert heard[0] == LegOrder(leg_uuid="a", order="release")
-        await redis_client.publish(orders_channel("gw/0"), b"not an order")
+        for unreadable in (b"not an order", b'{"leg_uuid": "\xff"}', b'{"x": ' + b"[" * 5000):
+            await redis_client.publish(orders_channel("gw/0"), unreadable)
         await redis_client.publish(orders_channel("gw/1"), msgspec.json.encode(heard[0]))
         await servers.redis.stop()
         servers.redis.start()

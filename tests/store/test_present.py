@@ -163,12 +163,13 @@ async def _subscribed(client, channel: str) -> bool:
 
 async def test_an_unreadable_or_trimmed_report_holds_nothing_up(redis_client):
     inbox = Inbox()
-    await redis_client.xadd(STREAM, {"report": b"not json"})
+    for unreadable in (b"not json", b'{"call_id": "\xff"}', b'{"x": ' + b"[" * 5000):
+        await redis_client.xadd(STREAM, {"report": unreadable})
     await redis_client.xadd(STREAM, {"other": b"field"})
     await send(redis_client, 1)
     never = asyncio.Event()
     async with running(ReportReader(redis_client, "n1", never.wait).run(Inbox().put, unheard)):
-        await until(lambda: _pending(redis_client, 3))
+        await until(lambda: _pending(redis_client, 5))
     await redis_client.xtrim(STREAM, maxlen=0)  # what is pending now has no content any more
     await send(redis_client, 2)
     async with running(ReportReader(redis_client, "n1", stored).run(inbox.put, unheard)):

@@ -144,7 +144,11 @@ async def test_many_takes_at_once_wait_for_a_connection(registry, present):
 
 
 async def test_an_unreadable_spec_is_refused(registry, redis_client):
-    for payload in (b"not json", b'{"expires_at_ms": 99999999999999}'):
+    payloads = [
+        *(b"not json", b"7", b"null", b"{}", b'{"expires_at_ms": 99999999999999}', b'{"expires_at_ms": []}'),
+        *(b'{"expires_at_ms": null}', b'{"call_id": "\xff"}', b'{"x": ' + b"[" * 5000),
+    ]
+    for payload in payloads:
         leg_uuid = str(uuid.uuid4())
         await redis_client.set(spec_key(leg_uuid), payload, px=1000)
         assert await refused(registry, leg_uuid) == "unknown"

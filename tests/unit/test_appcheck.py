@@ -386,6 +386,15 @@ def test_messages_are_put_on_record() -> None:
     assert seen.examples["bad_json"].isprintable()
 
 
+@pytest.mark.parametrize("odd", [b"[1e999]", b'"\xff"'])
+def test_a_value_that_the_gateway_does_not_look_at_may_be_anything(odd: bytes) -> None:
+    seen = Trace("speech")
+    Observer(seen, open_dialect(call_spec()), DIALECTS["exotel"]).text(
+        b'{"event":"mark","mark":{"name":"a","more":%b}}' % odd, 1.0
+    )
+    assert seen.marks == [Named(1.0, "a")]
+
+
 def test_sizes_are_those_of_the_dialect() -> None:
     spec = call_spec(dialect="twilio")
     seen = Trace("speech")

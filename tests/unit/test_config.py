@@ -540,6 +540,13 @@ def test_a_wrong_value_is_named_with_its_place(
     assert len(text) < 500
 
 
+@pytest.mark.parametrize("userinfo", ["key:hunter2@", "key@", ":hunter2@", "@"])
+def test_a_url_with_any_userinfo_is_refused(write: Write, userinfo: str) -> None:
+    text = refusal(write(changed((("applications", "echo", "url"), f"ws://{userinfo}127.0.0.1/voice"))))
+    assert "the URL carries credentials" in text
+    assert "hunter2" not in text
+
+
 ACCOUNT = "AC" + "5" * 32
 
 

@@ -21,6 +21,7 @@ LISTEN = ["--listen", "127.0.0.1:9092"]
         ([], "give --config FILE, or --listen HOST:PORT and --app URL"),
         (LISTEN, "a standalone worker needs both --listen HOST:PORT and --app URL"),
         (["--config", "x.yml", *LISTEN], "--config belongs to a configured node"),
+        ([*LISTEN, "--app", "ws://key:]hunter2@[::"], "expected ws://HOST[:PORT]/PATH"),
         ([*LISTEN, "--app", "http://app/"], "--app http://app/: expected ws://HOST[:PORT]/PATH"),
         (["--listen", "9092", "--app", "ws://app/"], "--listen 9092: expected HOST:PORT"),
         ([*LISTEN, "--app", "ws://app/", "--dialect", "morse"], "'morse' is not one of 'exotel', "),

@@ -174,6 +174,19 @@ def test_underruns_are_pauses_inside_audio_only() -> None:
     assert playout.underruns == 1
 
 
+@pytest.mark.parametrize("rate", [8000, 16000, 24000])
+@pytest.mark.parametrize("size", [1, 2, 20, 79])
+def test_a_last_piece_that_is_shorter_than_its_fade_is_played(rate: int, size: int) -> None:
+    playout = Playout(10, rate, fade_ms=5)
+    playout.push(bytes(rate // 25))
+    assert playout.tick() is not None
+    for _ in range(3):  # an underrun: what comes fades in
+        assert playout.tick() is None
+    playout.push(bytes(size))
+    assert playout.tick() is None
+    assert playout.tick() == bytes(rate // 25)
+
+
 def live_source(stalls: list[tuple[int, int]], ticks: int, frames: list[bytes]) -> tuple[Playout, list[int]]:
     """A source that delivers a frame a tick; in a stall neither side runs, and its frames then come at once."""
     playout = Playout(300)

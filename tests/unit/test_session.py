@@ -184,6 +184,20 @@ def test_a_backlog_keeps_its_latest_and_its_place_in_time() -> None:
     assert figures.stalls == 1
 
 
+def test_what_is_too_old_takes_its_place_in_messages_of_any_length() -> None:
+    call = Call(dialect_options={"frame_ms": 100})
+    for _ in range(10):
+        for _ in range(23):
+            call.session.tick(0)
+            call.session.caller_audio(b"\xff" * 160)
+        stale = call.session.caller_backlog(21)
+        assert stale == 11
+        for _ in range(21 - stale):
+            call.session.caller_audio(b"\xff" * 160)
+    last = call.sent[-1]["media"]
+    assert 0 <= 10 * 44 * 20 - 100 - int(last["timestamp"]) < 100
+
+
 def test_a_tick_gives_one_frame_of_audio_or_silence() -> None:
     call = Call()
     assert call.session.tick(0) == wire.SILENCE_FRAME
@@ -213,6 +227,17 @@ def test_marks_come_back_in_order_after_their_audio_and_after_clear() -> None:
     figures = call.session.figures()
     assert (figures.marks_received, figures.marks_sent, figures.clears) == (4, 4, 1)
     assert figures.frames_dropped == {"clear": 9}
+
+
+def test_a_clear_does_not_let_marks_overtake_those_that_are_held() -> None:
+    call = Call()
+    for name in ("a", "b"):  # nothing is before them: one comes back in this tick
+        call.app_mark(name)
+    call.app_audio(bytes(3200))
+    call.app_mark("c")
+    call.app("clear")
+    call.session.tick(0)
+    assert call.marks() == ["a", "b", "c"]
 
 
 def test_marks_may_be_dropped_with_their_audio() -> None:
