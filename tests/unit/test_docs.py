@@ -41,7 +41,7 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("a*/README.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob("a*/README.md"))]
 SOURCES = [
     path for folder in ("ari_app", "audiosocket", "tools", "tests") for path in sorted((ROOT / folder).rglob("*.py"))
 ]
