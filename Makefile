@@ -2,11 +2,12 @@
 # make demo   the same call once; exits 0 only if it carried audio both ways
 # make test   lint, types and all tests;  make test RUNG=unit|loop|store|asterisk  one rung
 # make bench  measure (slow);  make lint;  make clean
+# make fuzz   feed every parser a million inputs (minutes);  FUZZ_RUNS=N make fuzz  another number of them
 
 PY := .venv/bin/python
 RUNG ?=
 
-.PHONY: run demo test lint bench clean setup setup-test
+.PHONY: run demo test lint bench fuzz clean setup setup-test setup-fuzz
 
 run: setup
 	@$(PY) -m tools.run
@@ -19,6 +20,9 @@ setup:
 
 setup-test:
 	@tools/setup.sh test
+
+setup-fuzz:
+	@tools/setup.sh fuzz
 
 test: setup-test
 	@$(if $(RUNG),,$(MAKE) --no-print-directory lint)
@@ -34,6 +38,9 @@ lint: setup-test
 
 bench: setup-test
 	@$(PY) -m tools.bench
+
+fuzz: setup-fuzz
+	@$(PY) -m tools.fuzz
 
 clean:
 	rm -rf .run .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
