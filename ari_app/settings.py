@@ -172,6 +172,8 @@ class _Application(Settings):
     fade_ms: Annotated[float, Field(ge=0, le=20)] = 5.0
     """How long audio that is cut off takes to fade out, and to fade in after an underrun; 0: it does not."""
     message_max_bytes: Annotated[int, Field(ge=4096, le=16_777_216)] = 1_048_576
+    close_without_frame: Literal["failure", "end"] = "failure"
+    """What it means that the application ends its connection without a WebSocket close frame."""
     status_callback: Annotated[str, Field(max_length=2048)] | None = None
     """http:// or https:// URL that is told of each stream's start and end, in the platform's way."""
     after: AfterSettings = AfterSettings()

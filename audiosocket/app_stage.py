@@ -20,7 +20,7 @@ from audiosocket.platform_http import PlatformHttp, StreamCallbacks
 from audiosocket.prompts import Prompts
 from audiosocket.recording.recordings import Recordings
 from audiosocket.session import Session
-from audiosocket.stages import Ending, stop_word
+from audiosocket.stages import Ending, of_stream, stop_word
 from audiosocket.stream_limits import StreamLimits
 from audiosocket.wire import FRAME_MS
 
@@ -158,7 +158,7 @@ class AppStage:
                 return None
             if ended.done():
                 reason, detail = ended.result()
-                return Ending(EndReason(reason), detail)
+                return of_stream(self.spec, EndReason(reason), detail, reset=stream.reset)
             return reached.result()
         finally:
             ended.cancel()

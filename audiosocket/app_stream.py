@@ -7,6 +7,8 @@ subprotocol and no extension is offered, pings are answered, redirects are not f
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 from typing import Protocol
@@ -23,6 +25,7 @@ MAX_UNSENT_BYTES = 131_072
 EYEBALLS_SECONDS = 0.25
 """How long one address of a name may keep the next one waiting (RFC 8305)."""
 _READ_BUFFER_BYTES = 4096
+_TCP_CLOSE = 7  # a state in Linux' tcp_info, for which the socket module has no name
 _TEXT = picows.WSMsgType.TEXT  # an attribute of an enumeration costs a look-up a frame
 
 
@@ -51,6 +54,8 @@ class AppStream(picows.WSListener):
         self._fragments_text = True
         self._close_sent = False
         self._ending: tuple[str, str] | None = None
+        self.reset = False
+        """Whether the connection was torn down (RST, time-out), and not ended by the application in order (FIN)."""
 
     @property
     def transport(self) -> picows.WSTransport:
@@ -81,7 +86,8 @@ class AppStream(picows.WSListener):
             return ("app_protocol_error", str(error))
         except Exception as error:  # raised by our own listener: contained to this call
             return ("worker_error", f"{type(error).__name__}: {error}")
-        return self._ending or ("app_lost", "the connection ended without a close frame")
+        how = "was reset, or timed out," if self.reset else "ended"
+        return self._ending or ("app_lost", f"the connection {how} without a close frame")
 
     async def close(self) -> None:
         """Our end of the stream: close frame 1000, then the application's answer is awaited for a moment."""
@@ -123,6 +129,7 @@ class AppStream(picows.WSListener):
 
     def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
         self._fragments.clear()
+        self.reset = _was_reset(transport.underlying_transport.get_extra_info("socket"))
 
     def pause_writing(self) -> None:
         self._owner.app_blocked(True)
@@ -230,8 +237,11 @@ class Dialler:
             raise ApplicationError("app_refused", "the URL's host or port cannot be one: nothing was dialled") from None
         except picows.WSError as error:
             raise ApplicationError("app_protocol_error", f"handshake: {error}") from None
+        except socket.gaierror as error:
+            raise ApplicationError("app_refused", error.strerror or "the host's name cannot be resolved") from None
         except OSError as error:
-            raise ApplicationError("app_refused", error.strerror or str(error)) from None
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise ApplicationError("app_refused", why) from None
         finally:
             if not succeeded:
                 # picows leaves a handshake that was cancelled to its own time limit; the application would meanwhile
@@ -239,6 +249,15 @@ class Dialler:
                 for connection in opened:
                     _shut_down(connection)
         return stream
+
+
+def _was_reset(connection: socket.socket) -> bool:
+    """Whether a connection that is over, and whose socket is still open, did not end with the peer's FIN (or, under
+    TLS, its close_notify)."""
+    state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    # A peer that is gone answers what was under way to it with a reset, which is no part of how it ended: behind a FIN
+    # the kernel tells it as EPIPE.
+    return state == _TCP_CLOSE and connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != errno.EPIPE
 
 
 def _shut_down(connection: socket.socket) -> None:

@@ -90,7 +90,7 @@ class EndReason(StrEnum):
     LEG_SILENT = "leg_silent"
     """The media leg carried nothing and could not be written to for longer than the limit."""
     APP_CLOSED = "app_closed"
-    """The application closed its WebSocket (with a close frame)."""
+    """The application closed its WebSocket (with a close frame, or as `close_without_frame` allows)."""
     APP_LOST = "app_lost"
     """The application's connection ended without a close frame (process death, reset)."""
     APP_REFUSED = "app_refused"
@@ -145,6 +145,8 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     fade_ms: float = 5.0
     """How long application audio takes to fade out where it is cut off, and in after an underrun; 0: it does not."""
     message_max_bytes: int = 1_048_576
+    close_without_frame: Literal["failure", "end"] = "failure"
+    """What it means that the application ends its connection without a close frame; a reset is a failure."""
     direction: str = "inbound"
     """Of the call: `inbound` or `outbound`."""
     one_way: bool = False

@@ -128,6 +128,14 @@ class Stages:
         return Play(spec.fallback_prompt)
 
 
+def of_stream(spec: CallSpec, reason: EndReason, detail: str, *, reset: bool) -> Ending:
+    """The ending that the end of a stream's connection is. One without a close frame is a failure, unless the
+    application is known to end its calls so (`close_without_frame`); a connection that was `reset` always is."""
+    if reason is EndReason.APP_LOST and spec.close_without_frame == "end" and not reset:
+        return Ending(EndReason.APP_CLOSED, detail)
+    return Ending(reason, detail)
+
+
 def stop_word(reason: EndReason) -> str:
     """What the application is told when its stream ends so, in Exotel's words: `callended` when the call is over,
     `stopped` when the platform ends the stream; empty: there is nobody left to tell."""

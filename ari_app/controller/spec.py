@@ -62,6 +62,7 @@ def call_spec(
         playout_max_seconds=application.playout_max_seconds,
         fade_ms=application.fade_ms,
         message_max_bytes=application.message_max_bytes,
+        close_without_frame=application.close_without_frame,
         held=admission.held,
         callback_url=application.status_callback or "",
         recording=application.record,

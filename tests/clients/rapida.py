@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from typing import Any, ClassVar
 
 from tests.clients.base import Client, Message, in_real_time, pieces
 
@@ -13,7 +14,8 @@ CHUNK_BYTES = 640
 class Rapida(Client):
     name = "Rapida"
     reads_digits = False
-    hang_up_reason = "app_lost"
+    hang_up_reason = "app_closed"
+    spec: ClassVar[dict[str, Any]] = {"close_without_frame": "end"}
 
     _stream_sid = ""
 
@@ -58,4 +60,5 @@ class Rapida(Client):
     async def hang_up(self) -> None:
         transport = self.socket._req.transport if self.socket._req is not None else None
         if transport is not None:
-            transport.close()  # no close frame
+            # No close frame. A close of the socket would be a reset while audio waits unread; its reader leaves none.
+            transport.write_eof()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import socket
 import ssl
 import struct
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from hashlib import sha1
 from pathlib import Path
@@ -283,7 +285,52 @@ async def test_a_connection_that_ends_without_a_close() -> None:
     async with serving(opened(leaves)) as url:
         stream = await dial(url)
         assert await stream.wait_closed() == ("app_lost", "the connection ended without a close frame")
+        assert not stream.reset
         await stream.close()
+
+
+@pytest.mark.parametrize("unread", [True, False], ids=["with audio unread", "at once"])
+async def test_a_connection_that_is_reset(unread: bool) -> None:
+    come = asyncio.Event()
+
+    async def resets(peer: Peer) -> None:
+        connection = peer.writer.get_extra_info("socket")
+        if unread:
+            peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        else:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await come.wait()
+        peer.writer.transport.abort()
+
+    async with serving(opened(resets)) as url:
+        stream = await dial(url)
+        stream.send(b"audio")
+        await asyncio.sleep(0.05)
+        come.set()
+        reason, detail = await stream.wait_closed()
+        assert (reason, stream.reset) == ("app_lost", True)
+        assert detail == "the connection was reset, or timed out, without a close frame"
+
+
+async def test_what_was_under_way_to_an_application_that_has_ended_is_not_how_it_ended() -> None:
+    """It ends its connection; our next message, sent before we know, is answered with a reset."""
+    come = asyncio.Event()
+    stream: AppStream
+
+    def sends_late() -> None:
+        stream.send(b"audio")
+        time.sleep(0.05)  # the loop stands still: the end and the reset are found together
+
+    async def leaves(peer: Peer) -> None:
+        await come.wait()
+        peer.writer.transport.abort()  # the socket is closed in the loop's next turn, and this comes behind it
+        asyncio.get_running_loop().call_soon(sends_late)
+
+    async with serving(opened(leaves)) as url:
+        stream = await dial(url)
+        come.set()
+        assert (await stream.wait_closed())[0] == "app_lost"
+        assert not stream.reset
 
 
 # Messages

@@ -18,6 +18,7 @@ from tests.clients.bolna import Bolna
 from tests.clients.exotel_samples import EchoBot
 from tests.clients.kairon import Kairon
 from tests.clients.matrix import RECREATED
+from tests.clients.rapida import Rapida
 from tests.clients.realtime_bridges import ElevenLabsBridge, GeminiBridge
 from tests.clients.vocode import Vocode, VocodeTwilio
 from tests.clients.voice_bot import VoiceBot
@@ -61,9 +62,8 @@ def test_the_client_is_served(name: str, ending: str, outcomes: dict[tuple[str, 
     outcome = outcomes[name, ending]
     assert outcome.problems == {}
     assert outcome.report is not None
-    # Behind a stream that broke off comes the tone of a failed call.
-    dropped = {"before_start"} | ({"between_streams"} if outcome.report.failed else set())
-    assert outcome.report.figures.caller_frames_dropped.keys() <= dropped
+    assert not outcome.report.failed
+    assert outcome.report.figures.caller_frames_dropped.keys() <= {"before_start"}
 
 
 # The switches
@@ -324,6 +324,16 @@ async def test_ai_voice_bot_hangs_up_when_its_goodbye_has_been_heard() -> None:
         await caller.hung_up_on()
         assert caller.heard() == client.greeting + client.greeting[:3200]
         assert (await running.report()).reason == "app_closed"
+
+
+async def test_rapida_s_hang_up_is_a_failure_where_it_is_not_known_for_it() -> None:
+    async with rig() as running:
+        client = Rapida(speech(0.3, 7))
+        caller = await talking(running, client, close_without_frame="failure")
+        await until(lambda: caller.heard() == client.greeting, "the greeting")
+        await client.hang_up()
+        await caller.hung_up_on()
+        assert (await running.report()).reason == "app_lost"
 
 
 async def test_ai_voice_bot_turns_away_who_is_not_authorised() -> None:

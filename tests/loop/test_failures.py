@@ -99,6 +99,7 @@ async def test_it_refuses() -> None:
         assert first_sound(channel) < SOON
         assert b"".join(channel.audio()) == SORRY
         assert (report.reason, report.failed, report.application) == ("app_refused", True, "test")
+        assert report.detail == "Connection refused"
         assert story(report) == ["app_failed", "prompt_started", "ended"]
         assert report.figures.prompt_played == 25
         assert report.figures.frames_played == 0
@@ -213,6 +214,33 @@ async def test_it_dies_without_a_close_frame() -> None:
         assert dominant_frequency(samples[-3000:-800]) == pytest.approx(1800, abs=10)
         assert (report.reason, report.failed) == ("app_lost", True)
         assert report.figures.frames_dropped["stream_ended"] == 500 - played
+
+
+async def test_it_ends_its_calls_without_a_close_frame() -> None:
+    async with rig(PROMPTS) as r, serving() as second:
+        following = call_spec(application="second", url=second.url)
+        channel = await r.talking(close_without_frame="end", breaker_failures=1, breaker_seconds=9, next=following)
+        await r.app.say(SPEECH * 5)
+        await until(lambda: len(channel.audio()) == 5, "speech")
+        r.app.sockets[0]._req.transport.write_eof()  # type: ignore[union-attr]
+        await until(lambda: second.events("start"), "what follows it")
+        await second.sockets[0].close()
+        report = await ended(r, channel)
+        assert b"".join(channel.audio()) == SPEECH * 5
+        assert (report.reason, report.failed, report.application) == ("app_closed", False, "second")
+        assert not r.worker.breakers.trips
+
+
+async def test_a_reset_is_a_failure_whatever_it_does_to_end_its_calls() -> None:
+    async with rig(PROMPTS) as r:
+        channel = await r.talking(close_without_frame="end")
+        transport = r.app.sockets[0]._req.transport  # type: ignore[union-attr]
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+        report = await ended(r, channel)
+        assert is_tone(channel)
+        assert (report.reason, report.failed) == ("app_lost", True)
 
 
 async def test_it_breaks_the_protocol() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from audiosocket.callspec import EndReason
-from audiosocket.stages import FAILURES, GOOD_ENDS, Dial, Ending, Finish, Play, Stages, stop_word
+from audiosocket.stages import FAILURES, GOOD_ENDS, Dial, Ending, Finish, Play, Stages, of_stream, stop_word
 from tests.media import call_spec
 
 pytestmark = pytest.mark.unit
@@ -155,3 +155,19 @@ def test_the_next_application_has_stages_of_its_own(ending: Ending) -> None:
 )
 def test_what_an_application_is_told_at_the_end_of_its_stream(reason: EndReason, word: str) -> None:
     assert stop_word(reason) == word
+
+
+@pytest.mark.parametrize(
+    ("setting", "reset", "reason"),
+    [
+        ("failure", False, EndReason.APP_LOST),
+        ("failure", True, EndReason.APP_LOST),
+        ("end", False, EndReason.APP_CLOSED),
+        ("end", True, EndReason.APP_LOST),
+    ],
+)
+def test_what_the_end_without_a_close_frame_is(setting: str, reset: bool, reason: EndReason) -> None:
+    spec = call_spec(close_without_frame=setting)
+    assert of_stream(spec, EndReason.APP_LOST, "why", reset=reset) == Ending(reason, "why")
+    protocol = of_stream(spec, EndReason.APP_PROTOCOL_ERROR, "why", reset=reset)
+    assert protocol.reason is EndReason.APP_PROTOCOL_ERROR
