@@ -36,6 +36,7 @@ from audiosocket.callspec import CallNotice, CallReport, CallSpec, EndReason, Le
 from audiosocket.dialects import DIALECTS
 from audiosocket.settings import GatewaySettings, LogSettings, NodeSettings, StoreUrls
 from tests.clients.matrix import INSTALLED, RECREATED
+from tests.failure_cases import CASES as FAILURES
 
 pytestmark = pytest.mark.unit
 
@@ -280,6 +281,23 @@ def test_the_clients_are_those_that_are_run() -> None:
     table = {cells[0]: cells[1] for cells in rows(section(text("compatibility.md"), "## Clients"))[1:]}
     run = dict.fromkeys(INSTALLED, "package") | {kind.name: "re-creation" for kind in RECREATED}
     assert table == run
+
+
+# Failures
+
+
+def test_every_way_to_fail_is_a_test_and_every_test_is_documented() -> None:
+    table = rows(section(text("failures.md"), "## What counts as failure"))
+    named = [(name, cells) for cells in table for name in re.findall(r"`([^`]+)`", cells[-1])]
+    assert [cells[0] for cells in table if cells[-1] != "tests" and "`" not in cells[-1]] == []
+    assert {name for name, _ in named if "::" not in name} == set(FAILURES)
+    for name, cells in named:
+        if "::" in name:
+            path, _, function = name.partition("::")
+            assert f"def {function}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), name
+        else:
+            told = re.findall(r"`(\w+)`", cells[2])
+            assert FAILURES[name].reason in told or cells[2].startswith("the "), name
 
 
 # Links
