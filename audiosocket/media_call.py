@@ -102,12 +102,10 @@ class MediaCall:
                 self._recording.close()
             if self._session is not None:
                 self._session.turns.end(self._session.ticks)
+            self._leave(ending)
             try:
-                self._leave(ending)
-                if self._closing:
-                    await asyncio.wait(self._closing)
-            finally:
                 await self._end_recording()
+            finally:
                 self._tell_end(self.recording)
                 summary = self.figures()
                 self._log.info(
@@ -135,6 +133,10 @@ class MediaCall:
                         recording=self.recording,
                     )
                 )
+                # Behind the report: the controller keeps the caller for it, and an application that hangs answers no
+                # close.
+                if self._closing:
+                    await asyncio.wait(self._closing)
 
     @property
     def recording(self) -> str:

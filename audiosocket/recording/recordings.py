@@ -22,8 +22,9 @@ WAITING_SECONDS = 10
 """What of each recording waits for a disk at most; further blocks become silence."""
 MAX_WAITING_BLOCKS = WAITING_SECONDS * TICKS_A_SECOND // BLOCK_TICKS
 BLOCK_MS = BLOCK_TICKS * FRAME_MS
-CLOSE_SECONDS = 2.0
-"""How long a call's report waits for its recording to be whole; the disk may take longer, the report does not."""
+CLOSE_SECONDS = 0.5
+"""How long a call's report waits for its recording to be whole. A disk may take longer; a caller who goes on elsewhere
+waits for the report."""
 TIDY_SECONDS = 86_400.0
 
 log = structlog.get_logger(__name__)

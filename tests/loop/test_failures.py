@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from ari_app.controller.actor import REPORT_SECONDS
 from audiosocket import wire
 from audiosocket.breakers import MemoryBreakers, breaker_key
 from audiosocket.callspec import CallReport, LegOrder
@@ -195,6 +196,18 @@ async def test_it_hangs_and_does_not_even_answer_the_close() -> None:
         report = await ended(r, channel)
         assert is_tone(channel)
         assert report.reason == "app_silent"
+
+
+async def test_its_report_does_not_wait_for_a_close_that_nobody_answers() -> None:
+    async with rig() as r:
+        r.app.behave = lambda ws: r.app.released.wait()  # type: ignore[assignment, return-value]
+        channel = await r.call(stream_seconds=0.2)
+        await channel.ended()
+        # The controller keeps a caller who goes on elsewhere for REPORT_SECONDS, which is less than the close may take.
+        await until(lambda: r.source.reports, "the report", REPORT_SECONDS)
+        assert r.source.reports[0].reason == "stream_limit"
+        assert r.worker.calls  # the socket is still being closed
+        await r.report()
 
 
 async def test_it_dies_without_a_close_frame() -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from aiohttp import WSMsgType, web
 
+from ari_app.controller.actor import REPORT_SECONDS
 from audiosocket import wire
 from audiosocket.callspec import CallReport
 from audiosocket.recording import folder, recordings, wav, writer
@@ -348,6 +349,28 @@ async def test_a_disk_that_stands_still_costs_blocks_and_no_frame(
         assert np.abs(left[-8000:].astype(int)).max() > 3000
         silent = np.abs(left.astype(int)).reshape(-1, FRAME).max(axis=1) < 500
         assert silent.sum() * 20 == pytest.approx(lost["silent_ms"], abs=300)
+
+
+async def test_a_report_does_not_wait_for_a_disk_that_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = threading.Event()
+    write = writer._write_all
+
+    def slow(descriptor: int, data: bytes, at: int) -> int:
+        assert moving.wait(30)
+        return write(descriptor, data, at)
+
+    monkeypatch.setattr(writer, "_write_all", slow)
+    async with rig(recordings=options(tmp_path)) as r:
+        channel = await r.talking(recording=True)
+        await channel.talk(60)
+        await channel.hang_up()
+        await until(lambda: r.source.reports, "the report", REPORT_SECONDS)
+        path = Path(r.source.reports[0].recording)
+        assert not path.exists()
+        moving.set()
+        await until(path.exists, "the recording, whole")
 
 
 async def test_the_disk_s_own_error_ends_the_recording_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
