@@ -33,6 +33,11 @@ GAP_TICKS = 5
 """After 100 ms without a frame from the caller (RTP loss, hold, a digit being pressed) silence takes its place, from
 the start of the gap on: applications expect a continuous stream."""
 MAX_PENDING_MARKS = 10_000
+DIGIT_TICKS = 10
+"""What Asterisk takes to send the caller a digit: 100 ms, and a pause of 100 ms."""
+MAX_DIGITS = 64
+"""Digits that may wait to be sent to the caller. Each message of them goes through the controller, and Asterisk sends
+them to the end, whether the caller is still there or not."""
 
 _NOT_HEARD = Ignored("one_way")
 
@@ -53,6 +58,7 @@ class Session(Carried):
         "_caller_heard",
         "_convert",
         "_decode",
+        "_digits_sent_at",
         "_digits_to_caller",
         "_flowing",
         "_frame_bytes",
@@ -113,6 +119,7 @@ class Session(Carried):
         self._prompt_over = _nothing
         self._gap_ticks = 0
         self._instant_mark = -1
+        self._digits_sent_at = 0  # the tick at which the caller has been sent all of them
         self._held_marks: list[str] = []
         self._stall_tick = -GAP_TICKS - 1
         self._stall_frames = 0
@@ -280,11 +287,19 @@ class Session(Carried):
         elif type(asked) is Ignored:
             self.ignore(asked.reason)
         elif type(asked) is Digits:
-            if self._digits_to_caller:
-                self._note("digits_to_caller", {"count": len(asked.digits)})  # not which
-                self._tell("digits", asked.digits)
-            else:
-                self.ignore("dtmf_off")
+            self._digits(asked.digits)
+
+    def _digits(self, digits: str) -> None:
+        if not self._digits_to_caller:
+            self.ignore("dtmf_off")
+            return
+        sent_at = max(self._digits_sent_at, self.ticks) + len(digits) * DIGIT_TICKS
+        if sent_at - self.ticks > MAX_DIGITS * DIGIT_TICKS:
+            self.ignore("too_many_digits")
+            return
+        self._digits_sent_at = sent_at
+        self._note("digits_to_caller", {"count": len(digits)})  # not which
+        self._tell("digits", digits)
 
     def _tell(self, event: NoticeEvent, digits: str = "") -> None:
         if self._notify is not None:

@@ -299,3 +299,17 @@ def test_thirty_two_digits_of_every_kind() -> None:
     call = Call(digits_to_caller=True)
     call.app("dtmf", dtmf={"digits": "0123456789*#ABCD" * 2})
     assert call.told == [("digits", "0123456789*#ABCD" * 2)]
+
+
+def test_no_more_digits_than_a_telephone_takes_are_handed_to_the_controller() -> None:
+    call = Call(digits_to_caller=True)
+    for _ in range(1000):
+        call.app("dtmf", dtmf={"digits": "0123456789"})
+    assert call.told == [("digits", "0123456789")] * 6
+    assert call.session.figures().ignored == {"too_many_digits": 994}
+    call.heard(59)
+    call.app("dtmf", dtmf={"digits": "0123456789"})
+    assert len(call.told) == 6
+    call.heard(1)  # 60 digits less six that have been sent: ten more fit
+    call.app("dtmf", dtmf={"digits": "0123456789"})
+    assert len(call.told) == 7
