@@ -37,7 +37,9 @@ from audiosocket.wire import FRAME_MS
 
 MAX_MILESTONES = 200
 """Bound of a call's story: an application that clears ten times a second must not fill the store."""
-_ALWAYS_TOLD = ("ended", "recording_ended", "recording_incomplete")
+_REPEATED = ("clear", "dtmf", "digits_to_caller")
+"""What may come without end, and is told up to that bound. Each of the others has a bound of its own, and is told always:
+a call that has cleared for an hour fails like any other."""
 TAIL_SECONDS = 0.1
 """Silence behind a prompt, so that its end is not lost in the caller's jitter buffer when the leg is hung up."""
 
@@ -280,7 +282,7 @@ class MediaCall:
             self._setup_caller_ms = since_invite
         elif event == "app_connected" and self._connect_ms < 0:
             self._connect_ms = detail["ms"]
-        if len(self._milestones) < MAX_MILESTONES or event in _ALWAYS_TOLD:
+        if len(self._milestones) < MAX_MILESTONES or event not in _REPEATED:
             self._milestones.append(Milestone(at_ms, event, detail))
 
 

@@ -20,6 +20,7 @@ from ari_app.controller.actor import REPORT_SECONDS
 from audiosocket import wire
 from audiosocket.breakers import MemoryBreakers, breaker_key
 from audiosocket.callspec import CallReport, LegOrder
+from audiosocket.media_call import MAX_MILESTONES
 from audiosocket.prompts import Prompts
 from tests.media import call_spec
 from tests.worker_rig import Application, Asterisk, Rig, rig, serving, until
@@ -278,6 +279,22 @@ async def test_its_message_is_too_big() -> None:
         assert (report.reason, report.failed) == ("app_message_too_big", True)
         await until(lambda: r.app.closed, "socket closed")
         assert r.app.close_code == 1009
+
+
+async def test_it_fails_after_more_clears_than_a_story_holds() -> None:
+    async with rig(PROMPTS) as r:
+        channel = await r.talking(fallback_prompt="sorry")
+        for _ in range(MAX_MILESTONES + 50):
+            await r.app.send({"event": "clear"})
+        await r.app.sockets[0].send_bytes(b"the last one")
+        (call,) = r.worker.calls.values()
+        await until(lambda: call.figures().ignored, "all clears")
+        r.app.sockets[0]._req.transport.abort()  # type: ignore[union-attr]
+        report = await ended(r, channel)
+        told = story(report)
+        assert len(told) < MAX_MILESTONES + 5
+        assert told[-4:] == ["clear", "app_failed", "prompt_started", "ended"]
+        assert report.figures.clears == MAX_MILESTONES + 50
 
 
 async def test_it_closes_which_is_no_failure() -> None:
