@@ -38,8 +38,8 @@ from audiosocket.wire import FRAME_MS
 MAX_MILESTONES = 200
 """Bound of a call's story: an application that clears ten times a second must not fill the store."""
 _REPEATED = ("clear", "dtmf", "digits_to_caller")
-"""What may come without end, and is told up to that bound. Each of the others has a bound of its own, and is told always:
-a call that has cleared for an hour fails like any other."""
+"""What may come without end, and is told up to that bound. The others have bounds of their own and are always told: a
+call that has been cleared for an hour fails like any other."""
 TAIL_SECONDS = 0.1
 """Silence behind a prompt, so that its end is not lost in the caller's jitter buffer when the leg is hung up."""
 
@@ -219,7 +219,12 @@ class MediaCall:
         """Plays a prompt to its end: None, or what ended the call meanwhile."""
         session = self._session
         assert session is not None
-        frames = self._services.prompts.frames(prompt, self.spec.media_format.sample_rate)
+        prompts = self._services.prompts
+        if prompt not in prompts:
+            self._log.error("prompt_missing", prompt=prompt)
+            self._note("prompt_missing", {"prompt": prompt})
+            prompt = ""
+        frames = prompts.frames(prompt, self.spec.media_format.sample_rate)
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._note("prompt_started", {"prompt": prompt, "ms": len(frames) * FRAME_MS})
         session.play(iter(frames), lambda: over.set_result(None))

@@ -1,6 +1,7 @@
 """What the worker plays by itself: the operator's prompts, and the tone of a call that failed.
 
-Prompts are read when the worker starts and kept in memory: no disk is in a call's way.
+Prompts are read when the worker starts and kept in memory, ready for every rate: no disk is in a call's way, and no
+resampling in that of the worker's other calls.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from audiosocket.errors import ConfigError
 from audiosocket.g711 import alaw_to_pcm, pcm_to_pcm, ulaw_to_pcm
+from audiosocket.wire import LINEAR
 
 MAX_PROMPT_BYTES = 16_000_000
 """Of a file: some 16 minutes."""
@@ -30,32 +31,26 @@ _REMEDY = "convert it: sox IN.wav -r 8000 -c 1 -b 16 OUT.wav"
 _HALF_TAPS = 24
 """Of the low-pass filter behind a change of the rate, per sample of the lower one."""
 
-log = structlog.get_logger(__name__)
-
 
 class Prompts:
     """The prompts of a worker, as frames of 20 ms for any rate that a media leg has."""
 
     def __init__(self, sounds: Mapping[str, bytes] | None = None) -> None:
-        """`sounds`: PCM16 at 8 kHz by name."""
-        self._sounds = dict(sounds or {})
-        self._frames: dict[tuple[str, int], tuple[bytes, ...]] = {}
+        """`sounds`: PCM16 at 8 kHz by name. Frames are made here and now: resampling a minute takes 0.1 s, which later
+        would be every call's."""
+        self._frames = {("", rate): _cut(special_information_tone(rate), rate) for rate in LINEAR}
+        for name, pcm in (sounds or {}).items():
+            self._frames |= {(name, rate): _cut(_upsampled(pcm, rate // RATE_HZ), rate) for rate in LINEAR}
+
+    def __contains__(self, name: str) -> bool:
+        return (name, RATE_HZ) in self._frames
 
     def frames(self, name: str, rate_hz: int) -> tuple[bytes, ...]:
         """A prompt as PCM16 at 8000, 16000 or 24000 Hz, the last frame filled up with silence.
 
         The special information tone takes the place of an empty name and of one that is not here.
         """
-        if name and name not in self._sounds:
-            log.error("prompt_missing", prompt=name, known=sorted(self._sounds))
-            name = ""
-        found = self._frames.get((name, rate_hz))
-        if found is None:
-            pcm = _upsampled(self._sounds[name], rate_hz // RATE_HZ) if name else special_information_tone(rate_hz)
-            size = rate_hz // 50 * 2
-            found = tuple(pcm[at : at + size].ljust(size, b"\0") for at in range(0, len(pcm), size))
-            self._frames[name, rate_hz] = found
-        return found
+        return self._frames[name if name in self else "", rate_hz]
 
 
 def special_information_tone(rate_hz: int) -> bytes:
@@ -63,6 +58,11 @@ def special_information_tone(rate_hz: int) -> bytes:
     time = np.arange(round(TONE_SECONDS * rate_hz)) / rate_hz
     tones = [TONE_AMPLITUDE * np.sin(2 * np.pi * hz * time) for hz in TONES_HZ]
     return np.round(np.concatenate(tones)).astype("<i2").tobytes()
+
+
+def _cut(pcm: bytes, rate_hz: int) -> tuple[bytes, ...]:
+    size = LINEAR[rate_hz].frame_bytes
+    return tuple(pcm[at : at + size].ljust(size, b"\0") for at in range(0, len(pcm), size))
 
 
 def load_prompts(paths: Mapping[str, Path]) -> Prompts:

@@ -313,6 +313,9 @@ async def test_a_prompt_that_is_not_there_is_the_tone() -> None:
         report = await ended(r, channel)
         assert is_tone(channel)
         assert report.reason == "app_refused"
+        assert story(report) == ["app_failed", "prompt_missing", "prompt_started", "ended"]
+        missing, started = report.milestones[-3:-1]
+        assert (missing.detail, started.detail) == ({"prompt": "sorry"}, {"prompt": "", "ms": 1000})
 
 
 async def test_the_caller_hangs_up_during_the_prompt() -> None:

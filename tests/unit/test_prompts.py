@@ -76,6 +76,14 @@ def test_without_a_prompt_the_special_information_tone_is_heard(rate: int) -> No
 def test_a_prompt_that_is_not_here_is_the_tone() -> None:
     prompts = Prompts({"sorry": bytes(320)})
     assert prompts.frames("closed", 8000) == prompts.frames("", 8000)
+    assert "sorry" in prompts
+    assert "closed" not in prompts
+
+
+def test_nothing_is_resampled_during_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = Prompts({"sorry": SPOKEN.astype("<i2").tobytes()})
+    monkeypatch.setattr(np, "convolve", None)
+    assert all(prompts.frames("sorry", rate) is prompts.frames("sorry", rate) for rate in (8000, 16_000, 24_000))
 
 
 @pytest.mark.parametrize(
