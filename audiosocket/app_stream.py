@@ -22,6 +22,9 @@ CLOSE_SECONDS = 2.0
 """How long the application may take to answer our close."""
 MAX_UNSENT_BYTES = 131_072
 """About 3 s of caller audio as JSON: beyond it the application is slow, and caller frames are dropped."""
+MAX_UNREAD_BYTES = 4_194_304
+"""Answers (marks, confirmed clears, pongs) that may wait for an application that goes on asking and reads none. The
+10,000 marks that one may have waiting are less."""
 EYEBALLS_SECONDS = 0.25
 """How long one address of a name may keep the next one waiting (RFC 8305)."""
 _READ_BUFFER_BYTES = 4096
@@ -53,6 +56,7 @@ class AppStream(picows.WSListener):
         self._fragments_bytes = 0
         self._fragments_text = True
         self._close_sent = False
+        self._blocked = False
         self._ending: tuple[str, str] | None = None
         self.reset = False
         """Whether the connection was torn down (RST, time-out), and not ended by the application in order (FIN)."""
@@ -115,6 +119,9 @@ class AppStream(picows.WSListener):
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         if self._ending is not None:
             return  # RFC 6455 section 5.5.1: nothing counts behind a close frame, nor behind a fault
+        if self._blocked and transport.underlying_transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            self._fail("app_protocol_error", 1008, f"it reads nothing: more than {MAX_UNREAD_BYTES} bytes wait for it")
+            return
         kind = frame.msg_type
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
             self._fail(
@@ -124,6 +131,8 @@ class AppStream(picows.WSListener):
             self._owner.app_text(frame.get_payload_as_bytes())
         elif kind == picows.WSMsgType.CLOSE:
             self._peer_close(transport, frame)
+        elif kind == picows.WSMsgType.PING:
+            transport.send_pong(frame.get_payload_as_bytes())
         elif kind in (picows.WSMsgType.TEXT, picows.WSMsgType.BINARY, picows.WSMsgType.CONTINUATION):
             self._fragment(kind, frame)
 
@@ -132,9 +141,11 @@ class AppStream(picows.WSListener):
         self.reset = _was_reset(transport.underlying_transport.get_extra_info("socket"))
 
     def pause_writing(self) -> None:
+        self._blocked = True
         self._owner.app_blocked(True)
 
     def resume_writing(self) -> None:
+        self._blocked = False
         self._owner.app_blocked(False)
 
     # Inside
@@ -147,7 +158,7 @@ class AppStream(picows.WSListener):
         if not self._close_sent:
             self._close_sent = True
             transport.send_close(picows.WSCloseCode.OK)
-        transport.disconnect()
+        self._disconnect(transport)
 
     def _fragment(self, kind: picows.WSMsgType, frame: picows.WSFrame) -> None:
         starts = kind != picows.WSMsgType.CONTINUATION
@@ -180,7 +191,11 @@ class AppStream(picows.WSListener):
         if self._transport is not None:
             self._close_sent = True
             self._transport.send_close(picows.WSCloseCode(code))
-            self._transport.disconnect()
+            self._disconnect(self._transport)
+
+    def _disconnect(self, transport: picows.WSTransport) -> None:
+        # Towards one that does not read, what is left to send would hold the end up.
+        transport.disconnect(graceful=not self._blocked)
 
 
 class Dialler:
@@ -215,6 +230,7 @@ class Dialler:
                     websocket_handshake_timeout=timeout_seconds,
                     max_frame_size=message_max_bytes,
                     max_redirects=0,
+                    enable_auto_pong=False,  # those that nobody reads are bounded with the rest of what is sent
                     extra_headers=headers,
                     read_buffer_init_size=_READ_BUFFER_BYTES,
                     socket_factory=connect,

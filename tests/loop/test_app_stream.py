@@ -278,6 +278,53 @@ async def test_a_close_that_is_never_answered_is_waited_for_only_so_long(
         gone.set()
 
 
+@pytest.mark.parametrize("asking", [TEXT, PING])
+async def test_one_that_asks_and_asks_and_reads_no_answer(asking: int) -> None:
+    async def asks(peer: Peer) -> None:
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        while True:
+            for _ in range(100):
+                peer.send(asking, b"x" * 125)
+            await peer.writer.drain()
+
+    streams: list[AppStream] = []
+
+    class Answering(Owner):
+        def app_text(self, message: bytes) -> None:
+            for stream in streams:
+                stream.send(message)
+
+    async with serving(opened(asks)) as url:
+        stream = await dial(url, Answering())
+        streams.append(stream)
+        async with asyncio.timeout(20):
+            reason, detail = await stream.wait_closed()
+    assert (reason, detail) == ("app_protocol_error", "it reads nothing: more than 4194304 bytes wait for it")
+
+
+@pytest.mark.parametrize("last", [(CLOSE, struct.pack("!H", 1000), True), (CONTINUATION, b"x", True)])
+async def test_one_that_ends_without_having_read(last: tuple[int, bytes, bool]) -> None:
+    full = asyncio.Event()
+
+    async def ends_unread(peer: Peer) -> None:
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await full.wait()
+        opcode, payload, fin = last
+        peer.send(opcode, payload, fin=fin)
+        await asyncio.Event().wait()
+
+    owner = Owner()
+    async with serving(opened(ends_unread)) as url:
+        stream = await dial(url, owner)
+        for _ in range(2000):
+            stream.send(b"x" * 4000)
+        assert owner.blocked == [True]
+        full.set()
+        async with asyncio.timeout(5):
+            reason, _ = await stream.wait_closed()
+    assert reason == ("app_closed" if last[0] == CLOSE else "app_protocol_error")
+
+
 async def test_a_connection_that_ends_without_a_close() -> None:
     async def leaves(_peer: Peer) -> None:
         return

@@ -216,7 +216,10 @@ class _Socket:
     def send_close(self, code: int) -> None:
         self.closes.append(int(code))
 
-    def disconnect(self) -> None:
+    def send_pong(self, payload: bytes) -> None:
+        pass
+
+    def disconnect(self, graceful: bool = True) -> None:
         pass
 
 
