@@ -34,6 +34,7 @@ from audiosocket.status import status_app
 SPARE_CONNECTIONS = 64
 """Connections beyond the capacity that may be open at once: legs that end, and strangers until they are refused."""
 LISTEN_BACKLOG = 1024
+STOPPED = "the worker was stopped"
 _TIMES = ("connect_ms", "first_audio_ms", "setup_app_ms", "setup_caller_ms")
 _NOT_COUNTED = (*_TIMES, "playout_peak_ms", "p50", "p95", "p99", "max")
 """Figures of calls that cannot be added up."""
@@ -72,6 +73,7 @@ class Worker:
         self._past = MediaFigures()
         self._started_ms = time.time_ns() // 1_000_000
         self._announced = False
+        self._stopping = False
         self.port = options.port
         self.clock = Clock(asyncio.get_running_loop())
         self.http = PlatformHttp()
@@ -139,9 +141,10 @@ class Worker:
             heartbeat.cancel()
             await asyncio.gather(heartbeat, return_exceptions=True)
             server.close()
+            self._stopping = True
             for call in list(self.calls.values()):
-                call.stop(EndReason.WORKER_STOPPED, "the worker was stopped")
-            if self._tasks:
+                call.stop(EndReason.WORKER_STOPPED, STOPPED)
+            while self._tasks:  # a leg may say who it is just now
                 await asyncio.wait(self._tasks)
             for leg in list(self._legs):
                 leg.hangup()
@@ -200,6 +203,9 @@ class Worker:
             return
         call = MediaCall(leg, spec, self._services)
         self.calls[spec.call_id] = call
+        if self._stopping:
+            # It was still asking for its spec when all calls were stopped; its controller is told like theirs.
+            call.stop(EndReason.WORKER_STOPPED, STOPPED)
         try:
             await call.run(lambda report: self._source.report(spec, report))
         finally:

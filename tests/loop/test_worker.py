@@ -16,6 +16,7 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from audiosocket import wire
+from audiosocket.callspec import CallSpec
 from tests.worker_rig import rig, until
 
 pytestmark = pytest.mark.loop
@@ -340,6 +341,28 @@ async def test_drain_lets_calls_end_by_themselves() -> None:
         assert r.source.announced[-1].draining
         await channel.hang_up()
         assert (await r.report()).reason == "leg_closed"
+
+
+async def test_a_leg_whose_spec_comes_when_the_worker_stops_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig(drain_seconds=0) as r:
+        asked, given = asyncio.Event(), asyncio.Event()
+        take = r.source.take
+
+        async def slow(leg_uuid: str, peer: str) -> CallSpec:
+            asked.set()
+            await given.wait()
+            return await take(leg_uuid, peer)
+
+        monkeypatch.setattr(r.source, "take", slow)
+        channel = await r.call()
+        await asked.wait()
+        r.stop.requested.set()
+        await until(lambda: r.worker._stopping, "all calls that it has are stopped")
+        given.set()
+        await channel.ended()
+        assert (await r.report()).reason == "worker_stopped"
+        assert not r.app.requests
+        await until(lambda: r.source.closed, "the end of the worker")
 
 
 async def test_the_drain_ends_at_its_deadline() -> None:
