@@ -28,6 +28,7 @@ from audiosocket.settings import (
     PlivoOptions,
     TwilioOptions,
     absolute_paths,
+    check_as_sent,
     check_http,
     check_parameters,
     check_rate,
@@ -230,8 +231,7 @@ class _Application(Settings):
             raise ValueError(f"the URL carries credentials: {cls.credentials_remedy}")
         if parts.fragment:
             raise ValueError("a WebSocket URL has no #fragment")
-        if is_http(value):
-            check_http(value)
+        check_as_sent(value)
         return value
 
     def check_custom_parameters(self, given: Mapping[str, str]) -> None:
@@ -294,6 +294,11 @@ class ExotelApplication(_Application):
     def _one_rate(self) -> ExotelApplication:
         if not is_http(self.url):
             check_rate(self.url, self.media_rate())
+        if self.fallback.url is not None and not is_http(self.fallback.url):
+            try:
+                check_rate(self.fallback.url, self.media_rate())
+            except ValueError as error:
+                raise ValueError(f"fallback.url: {error}") from None
         return self
 
     def check_custom_parameters(self, given: Mapping[str, str]) -> None:
@@ -454,6 +459,11 @@ class Config(NodeSettings):
                     known = ", ".join(sorted(self.trunks))
                     raise ValueError(f"routes[{index}].trunks: {trunk!r} is not defined: one of {known}")
             application = self.applications[route.application]
+            if route.answer == "when_speaking" and application.one_way:
+                raise ValueError(
+                    f"routes[{index}].answer: application {route.application!r} only listens (one_way) and never"
+                    " speaks: make it when_connected"
+                )
             given = application.custom_parameters | route.custom_parameters
             try:
                 application.check_custom_parameters(given)

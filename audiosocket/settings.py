@@ -48,7 +48,9 @@ def split_url(value: str) -> SplitResult:
     """A URL's parts. Raises `ValueError` whose text repeats nothing of it, since it may hold a password."""
     try:
         parts = urlsplit(value)
-        _ = parts.port
+        (parts.hostname or "").encode("idna")  # a name with an empty part, or one of more than 63 characters
+        if parts.port == 0:
+            raise ValueError
     except ValueError:
         raise ValueError("host or port of the URL cannot be read: correct them") from None
     return parts
@@ -82,6 +84,11 @@ def check_http(url: str) -> None:
         raise ValueError("expected an http:// or https:// URL with a host")
     if parts.fragment:
         raise ValueError("a #fragment is never sent: remove it")
+    check_as_sent(url)
+
+
+def check_as_sent(url: str) -> None:
+    """Raises `ValueError`, which repeats nothing of the URL, where it cannot be sent or signed as it is written."""
     if not _AS_SENT.fullmatch(url):
         raise ValueError("only printable ASCII can be sent: write the rest as %XX, a host's name as xn--...")
 

@@ -23,6 +23,13 @@ MAX_SECRET_BYTES = 65_536
 MAX_PROBLEMS = 50
 """Problems of one file that are told; beyond it they are only counted."""
 _SHOWN_VALUE = 80
+_EXPECTED = {
+    "model_type": "expected a mapping of keys to values",
+    "dict_type": "expected a mapping of keys to values",
+    "list_type": "expected a list",
+    "path_type": "expected a path",
+}
+"""What pydantic says with the names of Python's types, by its own name of the problem."""
 
 
 class Settings(BaseModel):
@@ -184,7 +191,11 @@ def _explain(problem: Any, data: dict[str, Any]) -> str:
         return f"{where}: unknown key: remove it, or correct its spelling (see docs/configuration.md)"
     if kind == "missing" or not found:
         return f"{where}: required and not given: add it (see docs/configuration.md)"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _EXPECTED.get(kind, problem["msg"].removeprefix("Value error, "))
+    if kind == "string_type":
+        # A number, a date, or a word such as yes: YAML takes +918000000001 for one.
+        bare = value is not None and not isinstance(value, (dict, list))
+        message = "expected text" + (": put it in quotes" if bare else "")
     if kind == "secret" or isinstance(value, (dict, list, tuple, set)):
         return f"{where}: {message}"
     return f"{where}: found {_shown(value)}: {message}"

@@ -287,16 +287,16 @@ def test_what_is_required(write: Write, path: tuple[str | int, ...]) -> None:
 
 
 VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
-    (("node",), 5, "node: found 5: Input should be a valid string"),
+    (("node",), 5, "node: found 5: expected text: put it in quotes"),
     (("node",), "PBX 1", "node: found 'PBX 1': String should match"),
     (("node",), "x" * 500, "node: found 'xxx"),
-    (("node",), None, "node: found None: Input should be a valid string"),
+    (("node",), None, "node: found None: expected text"),
     (("store",), "sqlite", "store: found 'sqlite': expected 'embedded', or a mapping with postgres: and redis: URLs"),
     (("store",), 1, "store: found 1: expected 'embedded', or a mapping"),
     (("store",), {"postgres": "postgresql://h/d"}, "store.redis: required and not given"),
     (("log", "level"), "loud", "log.level: found 'loud': Input should be 'debug', 'info', 'warning' or 'error'"),
     (("log", "mask_numbers"), "perhaps", "log.mask_numbers: found 'perhaps': Input should be a valid boolean"),
-    (("log",), "json", "log: found 'json': Input should be a valid dictionary"),
+    (("log",), "json", "log: found 'json': expected a mapping of keys to values"),
     (("gateway", "listen"), "9092", "gateway.listen: found '9092': expected HOST:PORT with a port from 1 to 65535"),
     (("gateway", "listen"), "127.0.0.1:0", "gateway.listen: found '127.0.0.1:0': expected HOST:PORT"),
     (("gateway", "listen"), "127.0.0.1:65536", "gateway.listen: found '127.0.0.1:65536': expected HOST:PORT"),
@@ -311,7 +311,11 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("gateway", "capacity"), 2.5, "gateway.capacity: found 2.5: Input should be a valid integer"),
     (("gateway", "capacity"), float("nan"), "gateway.capacity: found nan: Input should be a finite number"),
     (("gateway", "drain_seconds"), float("inf"), "gateway.drain_seconds: found inf"),
-    (("gateway", "recordings"), "/var/rec", "gateway.recordings: found '/var/rec': Input should be a valid dictionary"),
+    (
+        ("gateway", "recordings"),
+        "/var/rec",
+        "gateway.recordings: found '/var/rec': expected a mapping of keys to values",
+    ),
     (("gateway", "recordings"), {"min_free_mb": -1}, "gateway.recordings.min_free_mb: found -1"),
     (("gateway", "recordings"), {"retain_days": 0.5}, "gateway.recordings.retain_days: found 0.5"),
     (
@@ -331,7 +335,7 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("asterisk", "rtp", "first"), 80, "asterisk.rtp.first: found 80: Input should be greater than or equal to 1024"),
     (("asterisk", "external_address"), "pbx", "asterisk.external_address: found 'pbx'"),
     (("trunks",), {}, "trunks: Dictionary should have at least 1 item"),
-    (("trunks",), ["a"], "trunks: Input should be a valid dictionary"),
+    (("trunks",), ["a"], "trunks: expected a mapping of keys to values"),
     (("trunks", "Carrier One"), {"identify": ["10.0.0.1"]}, "trunks.Carrier One"),
     (("trunks", "carrier-ulaw", "identify"), [], "trunks.carrier-ulaw.identify: List should have at least 1 item"),
     (("trunks", "carrier-ulaw", "identify"), ["carrier.example"], "trunks.carrier-ulaw.identify: 'carrier.example'"),
@@ -390,6 +394,13 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
         "ws://h:port/",
         "applications.echo.url: found 'ws://...': host or port of the URL",
     ),
+    (("applications", "echo", "url"), "ws://h:0/", "applications.echo.url: found 'ws://...': host or port of the URL"),
+    (("applications", "echo", "url"), "ws://a..b/", "applications.echo.url: found 'ws://...': host or port of the URL"),
+    (
+        ("applications", "echo", "url"),
+        f"ws://{'a' * 64}.example/",
+        "applications.echo.url: found 'ws://...': host or port of the URL",
+    ),
     (("applications", "echo", "url"), "ws://[::1/", "applications.echo.url: found 'ws://...': host or port of the URL"),
     (
         ("applications", "echo", "url"),
@@ -400,6 +411,16 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
         ("applications", "echo", "url"),
         "ws://h/" + "x" * 600,
         "applications.echo.url: found 'ws://...': String should have at most",
+    ),
+    (
+        ("applications", "echo", "url"),
+        "ws://h/a b",
+        "applications.echo.url: found 'ws://...': only printable ASCII can be sent: write the rest as %XX",
+    ),
+    (
+        ("applications", "echo", "url"),
+        "ws://h/a\r\nX-Admin: 1",
+        "applications.echo.url: found 'ws://...': only printable ASCII can be sent",
     ),
     (("applications", "echo", "dialect"), "sip", "echo.dialect: found 'sip': Input should be 'exotel', "),
     (
@@ -412,7 +433,7 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
     (
         ("applications", "echo", "custom_parameters"),
         {"a": 1},
-        "applications.echo.custom_parameters.a: found 1: Input should be a valid string",
+        "applications.echo.custom_parameters.a: found 1: expected text: put it in quotes",
     ),
     (
         ("applications", "echo", "custom_parameters"),
@@ -452,15 +473,20 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
         {"url": "wss://bot.example/?a=1&b=2&c=3&d=4"},
         "applications.echo: fallback.url: custom_parameters and the URL's query are 4 parameters",
     ),
+    (
+        ("applications", "echo", "fallback"),
+        {"url": "wss://bot.example/voice 2"},
+        "applications.echo: fallback.url: only printable ASCII can be sent",
+    ),
     (("prompts",), {"Sorry!": "sorry.wav"}, "prompts.Sorry!: found 'sorry.wav': String should match"),
-    (("prompts",), {"sorry": 5}, "prompts.sorry: found 5: Input is not a valid path"),
+    (("prompts",), {"sorry": 5}, "prompts.sorry: found 5: expected a path"),
     (("routes",), [], "routes: List should have at least 1 item"),
     (
         ("routes", 0, "did"),
         "12-34",
         "routes[0].did: found '12-34': expected +E.164, a short number of 2 to 15 digits, or *",
     ),
-    (("routes", 0, "did"), 918000000001, "routes[0].did: found 918000000001: Input should be a valid string"),
+    (("routes", 0, "did"), 918000000001, "routes[0].did: found 918000000001: expected text: put it in quotes"),
     (
         ("routes", 0, "application"),
         "nobody",
@@ -616,7 +642,7 @@ def test_an_application_of_twilio_s(write: Write) -> None:
         (twilio(dialect="exotel"), "applications.bot.account_sid: found 'AC555"),
         (twilio(dialect=" twilio"), "applications.bot.dialect: found ' twilio': Input should be 'exotel', "),
         (twilio(dialect=["twilio"]), "applications.bot.dialect: Input should be 'exotel', "),
-        ("wss://app.example/media", "applications.bot: found 'wss://...': Input should be a valid dictionary"),
+        ("wss://app.example/media", "applications.bot: found 'wss://...': expected a mapping of keys to values"),
     ],
 )
 def test_an_application_whose_dialect_does_not_fit(write: Write, application: Any, expected: str) -> None:
@@ -670,7 +696,7 @@ def test_an_application_that_is_not_plivo_s(write: Write, application: Any, expe
 
 def test_a_number_that_python_would_not_print(write: Write) -> None:
     text = refusal(write(TEXT.replace("node: local-1", f"node: 0x{'f' * 6000}")))
-    assert text.startswith("FILE: node: found a number of thousands of digits: Input should be a valid string")
+    assert text.startswith("FILE: node: found a number of thousands of digits: expected text")
 
 
 @pytest.mark.parametrize(
@@ -942,6 +968,27 @@ def test_a_sample_rate_that_is_not_carried_or_contradicts_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(complaint)):
         ExotelApplication.model_validate({"url": f"wss://bot.example/voice{query}", "sample_rate": sample_rate})
+
+
+@pytest.mark.parametrize(
+    ("query", "fallback"), [("", "?sample-rate=16000"), ("?sample-rate=16000", "?sample-rate=8000")]
+)
+def test_a_fallback_url_asks_for_no_other_sample_rate(query: str, fallback: str) -> None:
+    data = {"url": f"wss://bot.example/voice{query}", "fallback": {"url": f"wss://spare.example/{fallback}"}}
+    with pytest.raises(
+        ValueError, match=r"fallback.url: the URL asks for a sample rate of (16000|8000), and the stream"
+    ):
+        ExotelApplication.model_validate(data)
+    data["fallback"] = {"url": "wss://spare.example/"}  # which takes what it gets
+    assert ExotelApplication.model_validate(data).media_rate() == (16000 if query else 8000)
+
+
+def test_nobody_waits_for_the_word_of_an_application_that_only_listens(write: Write) -> None:
+    one_way = (("applications", "conversation", "one_way"), True)
+    assert "routes[0].answer: application 'conversation' only listens (one_way) and never speaks" in refusal(
+        write(changed(one_way, (("routes", 0, "answer"), "when_speaking")))
+    )
+    load(write(changed(one_way, (("routes", 0, "answer"), "when_connected"))))
 
 
 def test_twilio_has_one_sample_rate() -> None:
