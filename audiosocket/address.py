@@ -8,7 +8,7 @@ import click
 
 from audiosocket.callspec import masked_url
 from audiosocket.dialects import DIALECTS
-from audiosocket.settings import split_credentials
+from audiosocket.settings import check_as_sent, split_credentials
 
 
 def split_address(url: str, dialect: str, named: str = "") -> tuple[str, str]:
@@ -20,7 +20,9 @@ def split_address(url: str, dialect: str, named: str = "") -> tuple[str, str]:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        usable = usable and not parts.fragment
         bare, credentials = split_credentials(url)
+        check_as_sent(bare)
     except ValueError:
         usable = False
     if not usable:

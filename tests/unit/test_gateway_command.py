@@ -22,6 +22,8 @@ LISTEN = ["--listen", "127.0.0.1:9092"]
         (LISTEN, "a standalone worker needs both --listen HOST:PORT and --app URL"),
         (["--config", "x.yml", *LISTEN], "--config belongs to a configured node"),
         ([*LISTEN, "--app", "ws://key:]hunter2@[::"], "expected ws://HOST[:PORT]/PATH"),
+        ([*LISTEN, "--app", "ws://app/a b"], "--app ws://app/a b: expected ws://HOST[:PORT]/PATH"),
+        ([*LISTEN, "--app", "ws://app/#a"], "--app ws://app/: expected ws://HOST[:PORT]/PATH"),
         ([*LISTEN, "--app", "http://app/"], "--app http://app/: expected ws://HOST[:PORT]/PATH"),
         (["--listen", "9092", "--app", "ws://app/"], "--listen 9092: expected HOST:PORT"),
         ([*LISTEN, "--app", "ws://app/", "--dialect", "morse"], "'morse' is not one of 'exotel', "),
