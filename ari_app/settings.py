@@ -197,7 +197,7 @@ class _Application(Settings):
     max_seconds: Annotated[float, Field(ge=1, le=14400)] = 3600.0
     """The longest that its stream may take. Exotel documents 60 minutes."""
     one_way: bool = False
-    """It only listens: what it sends is ignored."""
+    """It only listens: what it sends is ignored. With an `after` in the dialplan the caller goes on meanwhile."""
     digits_to_caller: bool = False
     """Whether it may send digits to the caller."""
     fallback: FallbackSettings = FallbackSettings()
@@ -213,6 +213,22 @@ class _Application(Settings):
             except ValidationError as error:
                 why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
                 raise ValueError(f"fallback.url: {why}") from None
+        return self
+
+    @property
+    def forks(self) -> bool:
+        """Whether callers go on in the dialplan at once, while the application listens to them."""
+        return self.one_way and not self.after.hangs_up
+
+    @model_validator(mode="after")
+    def _nobody_hears_a_fallback(self) -> Self:
+        unheard = {"prompt": self.fallback.prompt is not None, "after": not self.fallback.after.hangs_up}
+        for key, given in unheard.items():
+            if self.forks and given:
+                raise ValueError(
+                    f"fallback.{key}: with one_way and after.extension or after.transfer the caller has gone on when"
+                    " the application fails: remove it"
+                )
         return self
 
     def media_rate(self) -> int:
@@ -478,6 +494,11 @@ class Config(NodeSettings):
         )
         for name, application in self.applications.items():
             following = application.after.application
+            if following is not None and self.applications[following].forks:
+                raise ValueError(
+                    f"applications.{name}.after.application {following!r} listens while the caller goes on elsewhere"
+                    " (one_way and after): only the first application of a call can"
+                )
             if following is not None and self.applications[following].media_rate() != application.media_rate():
                 raise ValueError(
                     f"applications.{name}.after.application {following!r} has another sample_rate: on one media leg all"

@@ -19,7 +19,7 @@ from ari_app.ari.events import ChannelDestroyed, ChannelHangupRequest, Event, St
 from ari_app.ari.models import AsteriskInfo, Bridge, BuildStatus, BuildSystem, CallerId, Channel, DialplanPoint, EpochMs
 from ari_app.call.machine import State
 from ari_app.controller.controller import Controller
-from ari_app.domain.ids import BridgeId, ChannelId
+from ari_app.domain.ids import BridgeId, ChannelId, Kind, parse
 from ari_app.settings import Config
 from ari_app.store.present import Command
 from ari_app.store.records import CallEvent, CallRow
@@ -52,6 +52,12 @@ WORKER = WorkerInfo(
 )
 
 Hook = Callable[["Neighbours"], Awaitable[None]]
+
+
+def kind_of(identifier: str) -> Kind | None:
+    """What a channel is to us; None: the caller's, or a stranger's."""
+    ours = parse(identifier)
+    return None if ours is None else ours.kind
 
 
 def config(answer: str = "at_once", application: dict[str, Any] | None = None, **controller: Any) -> Config:
@@ -152,6 +158,10 @@ class Neighbours:
     report_reason: EndReason = EndReason.LEG_CLOSED
     starts_media: bool = True
     """Whether a media channel enters the application."""
+    starts_snoop: bool = True
+    """Whether a snoop channel does."""
+    listened: dict[str, str] = field(default_factory=dict)
+    """Snoop channel to the channel that it listens to."""
     first_word: str = "connected"
     """The worker's notice of a held leg; empty: it gives none."""
     orders: list[tuple[str, LegOrder]] = field(default_factory=list)
@@ -188,12 +198,15 @@ class Neighbours:
         del self.channels[identifier]
         for members in self.bridges.values():
             members.discard(identifier)
+        if requested and not silent:
+            self.emit(ChannelHangupRequest(**about, cause=cause))
+        # A snoop goes with the channel that it listens to, and a moment earlier.
+        for snoop in [snoop for snoop, listened in self.listened.items() if listened == identifier]:
+            self.destroy(snoop, silent=silent)
         if not silent:
-            if requested:
-                self.emit(ChannelHangupRequest(**about, cause=cause))
             self.emit(StasisEnd(**about))
             # A channel that came through the dialplan is silent from here on, unless it was subscribed to.
-            if identifier in self.subscribed or identifier.startswith("tb-"):
+            if identifier in self.subscribed or kind_of(identifier) is Kind.MEDIA:
                 self.emit(ChannelDestroyed(**about, cause=cause, cause_txt="x"))
         leg = self.legs.pop(identifier, None)
         if leg is not None and self.reports:
@@ -235,7 +248,12 @@ class Neighbours:
     @property
     def media(self) -> str | None:
         """The media channel, while there is one."""
-        return next((identifier for identifier in self.channels if identifier.startswith("tb-")), None)
+        return next((identifier for identifier in self.channels if kind_of(identifier) is Kind.MEDIA), None)
+
+    @property
+    def snooping(self) -> str | None:
+        """The snoop channel, while there is one."""
+        return next((identifier for identifier in self.channels if kind_of(identifier) is Kind.SNOOP), None)
 
     async def order_hangup(self) -> None:
         """An operator hangs all calls up."""
@@ -250,11 +268,12 @@ class Neighbours:
 
     async def talking(self) -> None:
         """Waits until a call is up, or over."""
-        await until(
-            lambda: all(actor.machine.state is State.TALKING for actor in self.controller._actors.values()),
-            "talking",
-            5,
-        )
+        await self.reached(State.TALKING)
+
+    async def reached(self, *states: State) -> None:
+        """Waits until a call is in one of these states, or over."""
+        actors = self.controller._actors
+        await until(lambda: all(actor.machine.state in states for actor in actors.values()), f"{states}", 5)
 
     async def over(self) -> None:
         """Waits until no call is left."""
@@ -343,6 +362,16 @@ class Neighbours:
 
         await self._step("external_media", effect)
 
+    async def snoop(self, channel_id: ChannelId, snoop_id: ChannelId) -> None:
+        def effect() -> None:
+            self._need(channel_id)
+            self.channels[snoop_id] = channel(snoop_id)
+            self.listened[snoop_id] = channel_id
+            if self.starts_snoop:
+                self.emit(StasisStart(**self._about(snoop_id), args=[]))
+
+        await self._step("snoop", effect)
+
     async def create_bridge(self, identifier: BridgeId) -> None:
         def effect() -> None:
             self.bridges[identifier] = set()
@@ -366,8 +395,9 @@ class Neighbours:
             self.destroy(identifier, int(cause))
             return True
 
-        step = "hangup_media" if identifier.startswith("tb-") else "hangup_caller"
-        return bool(await self._step(step, effect))
+        steps = {Kind.MEDIA: "hangup_media", Kind.SNOOP: "hangup_snoop"}
+        kind = kind_of(identifier)
+        return bool(await self._step("hangup_caller" if kind is None else steps[kind], effect))
 
     async def destroy_bridge(self, identifier: BridgeId, *, missing_ok: bool = False) -> bool:
         return bool(await self._step("destroy_bridge", lambda: self.bridges.pop(identifier, None) is not None))

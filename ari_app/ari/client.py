@@ -156,6 +156,17 @@ class AriClient:
         }
         return await self._create("/channels/externalMedia", query, Channel, lambda: self.get_channel(channel_id))
 
+    async def snoop(self, channel_id: ChannelId, snoop_id: ChannelId) -> Channel:
+        """Creates a channel that enters our application and carries what channel `channel_id`, in our application or
+        not, says (`spy=in`); nothing that is sent to it is heard there.
+
+        It may be used once its own StasisStart came, and ends by itself with the channel that it listens to.
+        """
+        query = {"app": self.app, "spy": "in", "whisper": "none", "snoopId": snoop_id}
+        return await self._create(
+            _path("channels", channel_id, "snoop"), query, Channel, lambda: self.get_channel(snoop_id)
+        )
+
     async def continue_in_dialplan(
         self, channel_id: ChannelId, *, context: str, extension: str, priority: int = 1
     ) -> None:

@@ -27,12 +27,12 @@ def of_trigger(
     `connected`: caller and media had been bridged. `reason`: given with the trigger, where it alone does not say why.
     """
     match trigger:
-        case Trigger.CALLER_GONE | Trigger.MEDIA_GONE if reason:
+        case Trigger.CALLER_GONE | Trigger.CALLER_LEFT | Trigger.MEDIA_GONE if reason:
             result = Result.INDETERMINATE if reason == GONE_UNSEEN else Result.SERVER_ERROR
             return Termination(result, reason, detail, cause)
-        case Trigger.CALLER_GONE if connected:
+        case Trigger.CALLER_GONE | Trigger.CALLER_LEFT if connected:
             return Termination(Result.SUCCESS, "caller_hangup", detail, cause)
-        case Trigger.CALLER_GONE:
+        case Trigger.CALLER_GONE | Trigger.CALLER_LEFT:
             return Termination(Result.CLIENT_ERROR, "caller_cancelled", detail, cause)
         case Trigger.HANGUP_ORDERED if not reason:
             return Termination(Result.SUCCESS, "operator_hangup", detail, int(Cause.NORMAL_CLEARING))
@@ -47,6 +47,8 @@ def of_trigger(
             | Trigger.END_TIMEOUT
         ):
             return None
+        case Trigger.SNOOP_GONE:
+            return Termination(Result.SERVER_ERROR, Trigger.SNOOP_FAILED.value, detail, int(OUR_FAULT))
         case _:
             return Termination(Result.SERVER_ERROR, reason or trigger.value, detail, int(cause or OUR_FAULT))
 

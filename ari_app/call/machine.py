@@ -1,4 +1,5 @@
-"""The call state machine: one table. Everything that moves a call from one state to another is in `TABLE`.
+"""The call state machine: one table. Everything that moves a call from one state to another is in `TABLE`, and where a
+call that forks goes another way, in `FORKS`.
 
     NEW -> PLACING -> ANSWERING -> ATTACHING -----------------> BRIDGING -> TALKING      answered at once
            PLACING -> RINGING -> AWAITING -> PICKING_UP ------> BRIDGING                 answered at the first word
@@ -6,11 +7,19 @@
     from PLACING to TALKING: the media leg goes -> REPORTING -> (CONTINUING ->) ENDING -> ENDED
                              anything else ends it --------------------------> ENDING
 
+    ATTACHING or PICKING_UP -> FORKING -> BRIDGING -> CONTINUING -> FORKED -> (UNFORKING -> PARTED ->) ENDING   a fork
+
 A call is **placed** when it holds a lease on a media worker and its call spec is in Redis; **attached** when the media
 channel has entered Stasis; **talking** when caller and media are in one bridge. A caller who is **ringing** has not
 been answered; with the media attached he is **awaiting** the application's first word. When the media leg has gone the
 call is **reporting** until the worker has told why, which decides whether the caller is hung up or **continuing** in
-the dialplan. It is **ending** until Asterisk has destroyed what is ours of both channels and the worker has reported
+the dialplan.
+
+A call **forks** when its application listens to the caller while he goes on in the dialplan: a snoop channel takes his
+place in the bridge. He is **forked** while the stream lives, **parted** from it when it has ended and he goes on alone.
+What keeps a fork from being made is no end of the call: the caller goes on all the same.
+
+A call is **ending** until Asterisk has destroyed what is ours of both channels and the worker has reported
 (or the time for that is over), and **ended** when lease and bridge are given back and the record is closed.
 
 A trigger that the table does not know in a state is a fault of ours (`IllegalTransition`), except where `LATE` says
@@ -33,10 +42,14 @@ class State(StrEnum):
     RINGING = "ringing"
     AWAITING = "awaiting"
     PICKING_UP = "picking_up"
+    FORKING = "forking"
     BRIDGING = "bridging"
     TALKING = "talking"
     REPORTING = "reporting"
     CONTINUING = "continuing"
+    FORKED = "forked"
+    UNFORKING = "unforking"
+    PARTED = "parted"
     ENDING = "ending"
     ENDED = "ended"
 
@@ -63,8 +76,13 @@ class Trigger(StrEnum):
     """The caller has been ringing for as long as the route lets him."""
     BRIDGED = "bridged"
     BRIDGE_FAILED = "bridge_failed"
+    SNOOP_STARTED = "snoop_started"
+    SNOOP_FAILED = "snoop_failed"
     CALLER_GONE = "caller_gone"
+    CALLER_LEFT = "caller_left"
+    """His channel has left our application, whether it lives or not."""
     MEDIA_GONE = "media_gone"
+    SNOOP_GONE = "snoop_gone"
     HANGUP_ORDERED = "hangup_ordered"
     SETUP_TIMEOUT = "setup_timeout"
     TIME_LIMIT = "time_limit"
@@ -75,9 +93,11 @@ class Trigger(StrEnum):
     REPORT_TIMEOUT = "report_timeout"
     CONTINUED = "continued"
     """The caller is the dialplan's."""
+    CONTINUED_ALONE = "continued_alone"
+    """He is, and nobody listens: the fork has failed."""
     CONTINUE_FAILED = "continue_failed"
     SETTLED = "settled"
-    """Both channels are destroyed, or not ours any more, and the worker has reported."""
+    """The channels are destroyed, or not ours any more, and the worker has reported."""
     END_TIMEOUT = "end_timeout"
     """Something of the call has not ended by itself in time."""
 
@@ -91,20 +111,43 @@ class Action(StrEnum):
     ATTACH = "attach"
     LISTEN = "listen"
     """Find out whether the first word came before the media channel did."""
+    SNOOP = "snoop"
+    """Have a channel made that listens to the caller."""
     BRIDGE = "bridge"
+    """Put media and caller, or his snoop, into one bridge."""
     RELEASE = "release"
     """Tell the worker of a held leg that the caller is there."""
     INQUIRE = "inquire"
     """Find out whether the report came before the media channel went."""
     CONTINUE = "continue"
     """Hand the caller to the dialplan."""
+    DETACH = "detach"
+    """Hang up what still lives of the stream, and leave the caller alone."""
+    GIVE_BACK = "give_back"
+    """Give bridge and lease back while the caller goes on."""
     TEAR_DOWN = "tear_down"
-    """Hang up what still lives of the two channels."""
+    """Hang up what still lives of the channels."""
     CLOSE = "close"
-    """Give bridge and lease back, and close the record."""
+    """Give bridge and lease back where they are still ours, and close the record."""
 
+
+AWAY = frozenset({State.FORKED, State.UNFORKING, State.PARTED})
+"""The caller is in the dialplan, and his call still ours to watch."""
 
 _ENDING = (State.ENDING, (Action.TEAR_DOWN,))
+_GOING_ON = (State.CONTINUING, (Action.CONTINUE,))
+_SNOOPING = (State.FORKING, (Action.SNOOP,))
+_STREAM_OVER = (State.UNFORKING, (Action.DETACH,))
+_PARTED = (State.PARTED, (Action.GIVE_BACK,))
+_SETTING_UP = (
+    State.PLACING,
+    State.ANSWERING,
+    State.ATTACHING,
+    State.RINGING,
+    State.AWAITING,
+    State.PICKING_UP,
+    State.BRIDGING,
+)
 
 TABLE: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
     (State.NEW, Trigger.ARRIVED): (State.PLACING, (Action.PLACE,)),
@@ -125,9 +168,17 @@ TABLE: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
     (State.BRIDGING, Trigger.BRIDGED): (State.TALKING, (Action.RELEASE,)),
     (State.BRIDGING, Trigger.BRIDGE_FAILED): _ENDING,
     (State.REPORTING, Trigger.REPORTED): _ENDING,
-    (State.REPORTING, Trigger.GOES_ON): (State.CONTINUING, (Action.CONTINUE,)),
+    (State.REPORTING, Trigger.GOES_ON): _GOING_ON,
     (State.CONTINUING, Trigger.CONTINUED): _ENDING,
     (State.CONTINUING, Trigger.CONTINUE_FAILED): _ENDING,
+    (State.FORKING, Trigger.SNOOP_STARTED): (State.BRIDGING, (Action.BRIDGE,)),
+    (State.FORKING, Trigger.SNOOP_FAILED): _GOING_ON,
+    (State.FORKING, Trigger.SNOOP_GONE): _GOING_ON,
+    (State.FORKING, Trigger.MEDIA_GONE): _GOING_ON,
+    (State.FORKED, Trigger.MEDIA_GONE): _STREAM_OVER,
+    (State.FORKED, Trigger.SNOOP_GONE): _STREAM_OVER,
+    (State.UNFORKING, Trigger.SETTLED): _PARTED,
+    (State.UNFORKING, Trigger.END_TIMEOUT): _PARTED,
     (State.ENDING, Trigger.SETTLED): (State.ENDED, (Action.CLOSE,)),
     (State.ENDING, Trigger.END_TIMEOUT): (State.ENDED, (Action.CLOSE,)),
 }
@@ -139,10 +190,14 @@ TIMERS: dict[State, Trigger] = {
     State.RINGING: Trigger.SETUP_TIMEOUT,
     State.AWAITING: Trigger.ANSWER_DUE,
     State.PICKING_UP: Trigger.SETUP_TIMEOUT,
+    State.FORKING: Trigger.SNOOP_FAILED,
     State.BRIDGING: Trigger.SETUP_TIMEOUT,
     State.TALKING: Trigger.TIME_LIMIT,
     State.REPORTING: Trigger.REPORT_TIMEOUT,
     State.CONTINUING: Trigger.CONTINUE_FAILED,
+    State.FORKED: Trigger.TIME_LIMIT,
+    State.UNFORKING: Trigger.END_TIMEOUT,
+    State.PARTED: Trigger.TIME_LIMIT,
     State.ENDING: Trigger.END_TIMEOUT,
 }
 """What happens when a call stays in a state for too long."""
@@ -151,14 +206,39 @@ for _state, _timer in TIMERS.items():
     if _state is not State.ENDING:
         TABLE.setdefault((_state, _timer), _ENDING)
         TABLE[_state, Trigger.CALLER_GONE] = TABLE[_state, Trigger.HANGUP_ORDERED] = _ENDING
-        if _state not in (State.REPORTING, State.CONTINUING):
-            TABLE[_state, Trigger.MEDIA_GONE] = (State.REPORTING, (Action.INQUIRE,))
+        if _state not in AWAY:
+            TABLE[_state, Trigger.CALLER_LEFT] = _ENDING
+for _state in (*_SETTING_UP, State.TALKING):
+    TABLE[_state, Trigger.MEDIA_GONE] = (State.REPORTING, (Action.INQUIRE,))
+
+FORKS: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
+    (State.ATTACHING, Trigger.MEDIA_STARTED): _SNOOPING,
+    (State.PICKING_UP, Trigger.ANSWERED): _SNOOPING,
+    (State.BRIDGING, Trigger.BRIDGED): _GOING_ON,
+    (State.CONTINUING, Trigger.CONTINUED): (State.FORKED, (Action.RELEASE,)),
+    (State.CONTINUING, Trigger.CONTINUED_ALONE): _STREAM_OVER,
+    (State.PLACING, Trigger.PLACE_FAILED): _GOING_ON,
+    (State.ATTACHING, Trigger.MEDIA_FAILED): _GOING_ON,
+    (State.RINGING, Trigger.MEDIA_FAILED): _GOING_ON,
+    (State.BRIDGING, Trigger.BRIDGE_FAILED): _GOING_ON,
+}
+"""What takes the place of `TABLE`'s entry, or is added to it, for a call that forks."""
+
+for _state in _SETTING_UP:
+    FORKS[_state, Trigger.MEDIA_GONE] = _GOING_ON
+    if (_state, Trigger.SETUP_TIMEOUT) in TABLE:
+        FORKS[_state, Trigger.SETUP_TIMEOUT] = _GOING_ON
+
+_FORKING_TABLE = TABLE | FORKS
 
 LATE: frozenset[Trigger] = frozenset(
     {
         Trigger.CALLER_GONE,
+        Trigger.CALLER_LEFT,
         Trigger.MEDIA_GONE,
         Trigger.MEDIA_STARTED,
+        Trigger.SNOOP_STARTED,
+        Trigger.SNOOP_GONE,
         Trigger.FIRST_WORD,
         Trigger.HANGUP_ORDERED,
         Trigger.SETUP_TIMEOUT,
@@ -187,14 +267,15 @@ class Transition:
 class CallMachine:
     """The state of one call. `apply` is the only way to change it."""
 
-    __slots__ = ("state",)
+    __slots__ = ("_table", "state")
 
-    def __init__(self, state: State = State.NEW) -> None:
+    def __init__(self, state: State = State.NEW, *, forks: bool = False) -> None:
         self.state = state
+        self._table = _FORKING_TABLE if forks else TABLE
 
     def apply(self, trigger: Trigger) -> Transition | None:
         """Moves the call; None when the trigger came too late to matter. Raises `IllegalTransition`."""
-        found = TABLE.get((self.state, trigger))
+        found = self._table.get((self.state, trigger))
         if found is None:
             if trigger in LATE:
                 return None

@@ -40,9 +40,9 @@ def onward(report: CallReport, name: str, applications: Mapping[str, Application
     if application is None:
         return None
     if from_media(report.reason).result is Result.UPSTREAM_ERROR:
-        return _place(application.fallback.after)
+        return place_of(application.fallback.after)
     if report.reason in (EndReason.APP_CLOSED, EndReason.STREAM_LIMIT):
-        return _place(application.after)
+        return place_of(application.after)
     return None
 
 
@@ -54,7 +54,8 @@ def after_going_on(ended: Termination, place: Onward) -> Termination:
     return Termination(Result.SUCCESS, place.reason, f"{where}, after {ended.reason}")
 
 
-def _place(after: FailureAfterSettings) -> Onward | None:
+def place_of(after: FailureAfterSettings) -> Onward | None:
+    """The place that the setting names; None: there is none in the dialplan."""
     if after.extension is not None:
         return Onward("continued", f"extension {after.extension}", AFTER_CONTEXT, after.extension, {})
     if after.transfer is not None:

@@ -12,7 +12,7 @@ from ari_app.ari.client import AriClient
 from ari_app.ari.errors import AriNotFound, AriRejected
 from ari_app.ari.models import RtpStatistics
 from ari_app.cli.options import config_option, emit, emit_rows, output_option, run
-from ari_app.domain.ids import ChannelId, Kind, parse
+from ari_app.domain.ids import ChannelId, parse
 from ari_app.settings import Config, load
 from audiosocket.settings import split_host_port
 
@@ -115,9 +115,9 @@ async def _statistics(config: Config, channel_id: str) -> RtpStatistics | None:
 
 
 def _call_of(channel: AmiChannel) -> str:
-    """The call that a channel belongs to: our media channels and bridges carry it in their id."""
+    """The call that a channel belongs to: channels and bridges of ours carry it in their id."""
     for identifier in (channel.channel_id, channel.bridge_id):
         ours = parse(identifier)
-        if ours is not None and ours.kind in (Kind.MEDIA, Kind.BRIDGE):
+        if ours is not None:
             return ours.call_id
     return ""

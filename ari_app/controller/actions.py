@@ -18,12 +18,24 @@ import structlog
 
 from ari_app.ari.client import AriClient
 from ari_app.ari.errors import AriConflict, AriError, AriInvalid, AriMalformed, AriNotFound, AriUnavailable
-from ari_app.call.machine import State, Trigger
+from ari_app.call.ending import GONE_UNSEEN
+from ari_app.call.fork import said
+from ari_app.call.machine import AWAY, State, Trigger
 from ari_app.call.onward import Onward
 from ari_app.call.routing import Admission
 from ari_app.controller.spec import call_spec
 from ari_app.controller.story import Story, now
-from ari_app.domain.ids import BridgeId, CallId, ChannelId, LegUuid, bridge_id, media_channel_id, new_leg_uuid
+from ari_app.domain.ids import (
+    BridgeId,
+    CallId,
+    ChannelId,
+    LegUuid,
+    bridge_id,
+    media_channel_id,
+    new_leg_uuid,
+    snoop_channel_id,
+)
+from ari_app.domain.termination import Termination
 from ari_app.errors import StoreUnavailable, TrunkbridgeError
 from ari_app.fleet.leases import Leases
 from ari_app.settings import ApplicationSettings, ControllerSettings
@@ -33,7 +45,7 @@ from audiosocket.callspec import LegOrder, WorkerInfo
 if TYPE_CHECKING:
     from ari_app.controller.actor import CallActor
 
-_HAS_MEDIA = frozenset({State.AWAITING, State.PICKING_UP, State.BRIDGING, State.TALKING})
+_HAS_MEDIA = frozenset({State.AWAITING, State.PICKING_UP, State.FORKING, State.BRIDGING, State.TALKING}) | AWAY
 
 log = structlog.get_logger(__name__)
 
@@ -67,24 +79,62 @@ class Services:
 
 
 class CallActions:
-    """The means of one call: its two channels, its bridge, its worker."""
+    """The means of one call: its channels, its bridge, its worker."""
 
-    def __init__(self, services: Services, story: Story, caller_channel: ChannelId, state: State) -> None:
+    def __init__(
+        self, services: Services, story: Story, caller_channel: ChannelId, state: State, *, forks: bool
+    ) -> None:
         call_id = CallId(story.row.call_id)
         self.caller_channel = caller_channel
         self.media_channel: ChannelId = media_channel_id(services.node, call_id, 0)
+        self.snoop_channel: ChannelId = snoop_channel_id(services.node, call_id)
         self.bridge: BridgeId = bridge_id(services.node, call_id)
         self.media_started = state in _HAS_MEDIA
         self.caller_live = True
         self.media_live = self.media_started
         self.report_due = self.media_started
+        self.snoop_live = False
+        self.listening = False
+        """The caller's snoop and the media are bridged."""
+        self.lease_returned = False
         self.bridged = self.media_started
         """The bridge may be there: removing one that is not is harmless."""
+        self._forks = forks
         self._services = services
         self._story = story
         self._worker: WorkerInfo | None = None
         self._leg_uuid = LegUuid(story.row.leg_uuid or "")
         self._log = log.bind(call_id=call_id, trunk=story.row.trunk or "")
+
+    def adopt(self, state: State, caller_live: bool, media_live: bool, snoop_live: bool) -> None:
+        """Takes over what an earlier controller has set up of a call in `state`."""
+        row = self._story.row
+        self.caller_live = caller_live
+        self.media_live = self.media_started = media_live
+        self.snoop_live = snoop_live
+        # Why media went while nobody ran is told by the worker's report, which waits to be read.
+        self.report_due = media_live or row.connected_at is not None
+        self.bridged = True
+        if state in AWAY:
+            self.lease_returned = state is State.PARTED
+            self.report_due = media_live or (state is not State.PARTED and row.media is None)
+
+    def destroyed(self, channel: ChannelId | None) -> None:
+        """One of the channels is gone for good."""
+        self.caller_live = self.caller_live and channel != self.caller_channel
+        self.media_live = self.media_live and channel != self.media_channel
+        self.snoop_live = self.snoop_live and channel != self.snoop_channel
+
+    def awaits(self, state: State) -> bool:
+        """Whether something has yet to go before a call is over, or a fork's stream; true in all other states."""
+        stream = self.media_live or self.snoop_live or self.report_due
+        match state:
+            case State.ENDING:
+                return self.caller_live or stream
+            case State.UNFORKING:
+                return stream
+            case _:
+                return True
 
     async def place(self, admission: Admission) -> Message:
         """Takes a lease and writes the call spec."""
@@ -159,17 +209,39 @@ class CallActions:
             return Message(Trigger.MEDIA_FAILED, detail=str(error))
         return None  # its StasisStart is what counts
 
+    async def snoop(self, actor: CallActor) -> Message | None:
+        """Creates the channel that listens to the caller."""
+        self._services.register(self.snoop_channel, actor)
+        self.snoop_live = True
+        try:
+            await self._services.ari.snoop(self.caller_channel, self.snoop_channel)
+        except AriNotFound:
+            self.snoop_live = False
+            return self._caller_gone()
+        except (AriMalformed, AriUnavailable) as error:
+            return Message(Trigger.SNOOP_FAILED, detail=str(error))  # it may exist: it is hung up
+        except AriError as error:
+            self.snoop_live = False
+            return Message(Trigger.SNOOP_FAILED, detail=str(error))
+        return None  # its StasisStart is what counts
+
     async def join(self) -> Message | None:
-        """Puts both channels into a bridge."""
+        """Puts media and caller, or the channel that listens to him, into a bridge."""
         self.bridged = True
+        beside_media = self.snoop_channel if self._forks else self.caller_channel
         try:
             await self._services.ari.create_bridge(self.bridge)
             try:
-                await self._services.ari.add_to_bridge(self.bridge, self.caller_channel, self.media_channel)
+                await self._services.ari.add_to_bridge(self.bridge, beside_media, self.media_channel)
             except (AriConflict, AriInvalid):
+                if self._forks:
+                    raise
                 return None  # one of the two is gone: its event says which, or the set-up's time limit ends the call
         except AriError as error:
             return Message(Trigger.BRIDGE_FAILED, detail=str(error))
+        if self._forks:
+            self.listening = True
+            return Message(Trigger.BRIDGED)
         self._story.update(state=State.TALKING.value, connected_at=now())
         return Message(Trigger.BRIDGED)
 
@@ -182,7 +254,7 @@ class CallActions:
             self._log.warning("release_not_sent", worker=worker_id, detail=str(error))
 
     async def go_on(self, place: Onward) -> Message:
-        """Hands the caller to the dialplan, where he is nobody's here any more."""
+        """Hands the caller to the dialplan, where he is nobody's here any more, unless his call forks."""
         try:
             if place.variables:
                 await self._services.ari.set_variables(self.caller_channel, place.variables)
@@ -195,8 +267,37 @@ class CallActions:
             return Message(Trigger.CALLER_GONE, detail=f"it has left our application: {error}")
         except AriError as error:
             return Message(Trigger.CONTINUE_FAILED, detail=str(error))
-        self.caller_live = False
-        return Message(Trigger.CONTINUED, detail=place.where)
+        if not self._forks:
+            self.caller_live = False
+            return Message(Trigger.CONTINUED, detail=place.where)
+        connected_at = now() if self.listening else None
+        self._story.update(state=State.FORKED.value, connected_at=connected_at, detail=said(place))
+        return Message(Trigger.CONTINUED if self.listening else Trigger.CONTINUED_ALONE, detail=place.where)
+
+    async def watch(self) -> Message | None:
+        """Has Asterisk tell of a caller in the dialplan again, to another controller than the one that asked first."""
+        try:
+            await self._services.ari.subscribe(self.caller_channel)
+        except (AriInvalid, AriNotFound):
+            return Message(Trigger.CALLER_GONE, reason=GONE_UNSEEN, destroyed=self.caller_channel)
+        except AriError as error:
+            self._log.warning("caller_not_watched", detail=str(error))
+        return None
+
+    async def detach(self) -> None:
+        """Hangs up what lives of the stream."""
+        await asyncio.gather(self._hang_up_snoop(), self._hang_up_media())
+
+    async def give_stream_back(self, failure: Termination | None) -> None:
+        """Gives back what the stream held, while the caller goes on; the record says how the stream has failed."""
+        self.report_due = False
+        await self.remove_bridge()
+        await self.give_lease_back()
+        if failure is None:
+            self._story.update(state=State.PARTED.value)
+        else:
+            reason, detail = failure.reason, failure.detail
+            self._story.update(state=State.PARTED.value, result=failure.result.value, reason=reason, detail=detail)
 
     async def send_digits(self, digits: str) -> None:
         """Sends digits to the caller."""
@@ -211,6 +312,7 @@ class CallActions:
         for channel, live, trigger in (
             (self.caller_channel, self.caller_live, Trigger.CALLER_GONE),
             (self.media_channel, self.media_live, Trigger.MEDIA_GONE),
+            (self.snoop_channel, self.snoop_live, Trigger.SNOOP_GONE),
         ):
             try:
                 if live:
@@ -223,22 +325,29 @@ class CallActions:
 
     async def tear_down(self, cause: int) -> None:
         """Hangs up what lives; the caller with this Q.850 cause."""
-        await asyncio.gather(self._hang_up_caller(cause), self._hang_up_media())
+        await asyncio.gather(self._hang_up_caller(cause), self._hang_up_media(), self._hang_up_snoop())
 
     async def tidy(self, cause: int) -> None:
         """Removes what is left in Asterisk."""
-        if self.caller_live or self.media_live:
-            self._log.error("channels_left", caller=self.caller_live, media=self.media_live)
+        if self.caller_live or self.media_live or self.snoop_live:
+            self._log.error("channels_left", caller=self.caller_live, media=self.media_live, snoop=self.snoop_live)
             await self.tear_down(cause)  # once more: the first request may be what failed
+        await self.remove_bridge()
+
+    async def remove_bridge(self) -> None:
+        """Removes the bridge, if it may be there."""
         if self.bridged and not await self._remove_bridge():
             await self._remove_bridge()
 
     async def give_lease_back(self) -> None:
-        """Gives the lease back; one that cannot be expires by itself."""
+        """Gives the lease back, once; one that cannot be expires by itself."""
+        if self.lease_returned:
+            return
         try:
             await self._services.leases.release(CallId(self._story.row.call_id))
         except TrunkbridgeError as error:
             self._log.warning("lease_left", detail=f"{error}: it expires by itself")
+        self.lease_returned = True
 
     def _caller_gone(self) -> Message:
         self.caller_live = False
@@ -260,10 +369,19 @@ class CallActions:
             except AriError as error:
                 self._log.warning("hangup_failed", channel=self.media_channel, detail=str(error))
 
+    async def _hang_up_snoop(self) -> None:
+        if self.snoop_live:
+            try:
+                if not await self._services.ari.hangup(self.snoop_channel, missing_ok=True):
+                    self.snoop_live = False
+            except AriError as error:
+                self._log.warning("hangup_failed", channel=self.snoop_channel, detail=str(error))
+
     async def _remove_bridge(self) -> bool:
         try:
             await self._services.ari.destroy_bridge(self.bridge, missing_ok=True)
         except AriError as error:
             self._log.warning("bridge_left", bridge=self.bridge, detail=str(error))
             return False
+        self.bridged = False
         return True

@@ -17,7 +17,8 @@ import structlog
 
 from ari_app.ari.errors import AriError, AriNotFound
 from ari_app.call import ending
-from ari_app.call.machine import OVER, TIMERS, Action, CallMachine, State, Trigger
+from ari_app.call.fork import Fork, fork_place
+from ari_app.call.machine import AWAY, OVER, TIMERS, Action, CallMachine, State, Trigger
 from ari_app.call.onward import Onward, after_going_on, onward
 from ari_app.call.routing import Admission, NotAdmitted
 from ari_app.controller.actions import CallActions, Message, Services
@@ -53,15 +54,22 @@ class CallActor:
         state: State = State.NEW,
     ) -> None:
         row = story.row
+        place = fork_place(row.application or "", services.applications)
+        forks = state in AWAY or (state is State.NEW and place is not None)
+        self._fork = Fork(place) if forks else None
         self.call_id = CallId(row.call_id)
         self.line = row.trunk or ""
-        self.machine = CallMachine(state)
+        self.machine = CallMachine(state, forks=forks)
         self.lost_messages = 0
         self._lost_unseen = False
         self._services = services
         self._story = story
         self._admission = admission
-        self._actions = CallActions(services, story, caller_channel, state)
+        self._actions = CallActions(services, story, caller_channel, state, forks=forks)
+        self.caller_channel = caller_channel
+        """Asterisk's id of the caller's channel; those of the others are ours, whether they exist or not."""
+        self.media_channel = self._actions.media_channel
+        self.snoop_channel = self._actions.snoop_channel
         self._inbox: asyncio.Queue[Message | CallReport | CallNotice] = asyncio.Queue(INBOX_MESSAGES)
         self._first_word = ""
         self._termination: Termination | None = None
@@ -71,22 +79,13 @@ class CallActor:
         self._began = time.monotonic()
         self._setup_seconds = services.settings.setup_timeout_seconds
         self._max_seconds = 0.0
+        self._ends = 0.0
         if isinstance(admission, Admission):
             self._max_seconds = admission.route.max_seconds
             if admission.held:
                 self._setup_seconds += admission.route.answer_within_seconds
         self._deadline = self._began + self._setup_seconds
         self._log = log.bind(call_id=self.call_id, trunk=self.line)
-
-    @property
-    def caller_channel(self) -> ChannelId:
-        """Asterisk's id of the caller's channel."""
-        return self._actions.caller_channel
-
-    @property
-    def media_channel(self) -> ChannelId:
-        """Our id of the media channel, whether it exists or not."""
-        return self._actions.media_channel
 
     @property
     def media_started(self) -> bool:
@@ -96,7 +95,7 @@ class CallActor:
     @property
     def worker_id(self) -> str:
         """The media worker that the call holds a lease on; empty when it holds none."""
-        return self._story.row.worker_id or ""
+        return "" if self._actions.lease_returned else self._story.row.worker_id or ""
 
     @property
     def row(self) -> CallRow:
@@ -114,6 +113,10 @@ class CallActor:
         self._actions.media_started = True
         self._put(Message(Trigger.MEDIA_STARTED))
 
+    def start_snoop(self) -> None:
+        """The channel that listens to the caller has entered Stasis."""
+        self._put(Message(Trigger.SNOOP_STARTED))
+
     def report(self, report: CallReport) -> None:
         """Queues the worker's report."""
         self._put(report)
@@ -123,22 +126,22 @@ class CallActor:
         if notice.leg_uuid == self._story.row.leg_uuid:
             self._put(notice)
 
-    def adopt(self, max_seconds: int, caller_live: bool, media_live: bool) -> None:
+    def adopt(self, max_seconds: int, caller_live: bool, media_live: bool, snoop_live: bool) -> None:
         """Takes over a call that another controller has set up; what of it lives has just been listed."""
-        actions, row = self._actions, self._story.row
-        actions.caller_live = caller_live
-        actions.media_live = actions.media_started = media_live
-        # Why media went while nobody ran is told by the worker's report, which waits to be read.
-        actions.report_due = media_live or row.connected_at is not None
-        actions.bridged = True
+        row = self._story.row
+        self._actions.adopt(self.machine.state, caller_live, media_live, snoop_live)
         elapsed = (now() - (row.answered_at or row.created_at)).total_seconds()
-        self._deadline = time.monotonic() + max(0.0, max_seconds - elapsed)
+        self._deadline = self._ends = time.monotonic() + max(0.0, max_seconds - elapsed)
+        if self._fork is not None:
+            self._fork.adopt(row)
         self._story.event("adopted")
         gone = "gone while no controller ran"
         if not caller_live:
             self.tell(Message(Trigger.CALLER_GONE, detail=gone, reason=ending.GONE_UNSEEN))
         elif not media_live:
             self.tell(Message(Trigger.MEDIA_GONE, detail=gone))
+        elif self._fork is not None and not snoop_live:
+            self.tell(Message(Trigger.SNOOP_GONE, detail=gone))
         self._log.info("call_adopted", caller_live=caller_live, media_live=media_live)
 
     async def run(self) -> None:
@@ -147,9 +150,10 @@ class CallActor:
         try:
             if self.machine.state is State.NEW:
                 await self._begin()
+            elif self.machine.state in AWAY and (gone := await actions.watch()) is not None:
+                await self._handle(gone)
             while self.machine.state is not State.ENDED:
-                alive = actions.caller_live or actions.media_live or actions.report_due
-                if self.machine.state is State.ENDING and not alive:
+                if not actions.awaits(self.machine.state):
                     await self._step(Message(Trigger.SETTLED))
                 elif self._lost_unseen and self._inbox.empty():
                     self._lost_unseen = False
@@ -202,10 +206,8 @@ class CallActor:
             await self._take_notice(message)
         else:
             if message.destroyed == self.caller_channel:
-                self._actions.caller_live = False
                 self._caller_cause = message.cause
-            elif message.destroyed == self.media_channel:
-                self._actions.media_live = False
+            self._actions.destroyed(message.destroyed)
             await self._step(message)
 
     async def _step(self, message: Message) -> None:
@@ -217,7 +219,7 @@ class CallActor:
             if step is None:
                 return
             self._deadline = self._limit(step.target)
-            self._conclude(current)
+            self._conclude(current, step.source)
             self._story.transition(step, self._cause(), detail=current.detail, hangup_cause=current.cause)
             for action in step.actions:
                 pending = await self._perform(action)
@@ -232,9 +234,14 @@ class CallActor:
                 return self._began + self._admission.route.answer_within_seconds
             case State.TALKING:
                 return time.monotonic() + self._max_seconds
+            case State.FORKED | State.PARTED:
+                return self._ends
+            case State.CONTINUING:
+                self._ends = time.monotonic() + self._max_seconds
+                return self._began + self._setup_seconds
             case State.REPORTING:
                 return time.monotonic() + REPORT_SECONDS
-            case State.ENDING | State.ENDED:
+            case State.UNFORKING | State.ENDING | State.ENDED:
                 return time.monotonic() + END_SECONDS
             case _:
                 return self._began + self._setup_seconds
@@ -242,9 +249,11 @@ class CallActor:
     def _cause(self) -> str:
         return self._termination.reason if self._termination is not None and self.machine.state in OVER else ""
 
-    def _conclude(self, message: Message) -> None:
+    def _conclude(self, message: Message, source: State) -> None:
         """The first thing that ends a call is why it ended; that the caller goes on is said in addition."""
         if self.machine.state not in OVER:
+            if self._fork is not None:
+                self._fork.moved(self.machine.state, message.trigger, message.reason, message.detail)
             return
         if message.trigger is Trigger.CONTINUED:
             assert self._onward is not None
@@ -256,10 +265,12 @@ class CallActor:
         if message.trigger is Trigger.REFUSED:
             assert isinstance(self._admission, NotAdmitted)
             self._termination = ending.of_refusal(self._admission)
+        elif self._fork and source in AWAY and message.destroyed == self.caller_channel and not message.reason:
+            self._termination = self._fork.left_there(message.cause)
         else:
             self._termination = ending.of_trigger(
                 message.trigger,
-                connected=self._story.row.connected_at is not None,
+                connected=self._story.row.connected_at is not None or (self._fork is not None and self._fork.gone_on),
                 reason=message.reason,
                 detail=message.detail,
                 cause=message.cause,
@@ -273,7 +284,7 @@ class CallActor:
         self._actions.report_due = False
         self._report = report
         self._story.reported(report)
-        if self._termination is None:
+        if self._termination is None and self._fork is None:
             self._termination = ending.of_report(report, answered=self._answered)
 
     def _why(self) -> Message:
@@ -309,6 +320,8 @@ class CallActor:
             case Action.LISTEN:
                 self._story.update(state=State.AWAITING.value)
                 return Message(Trigger.FIRST_WORD, detail=self._first_word) if self._first_word else None
+            case Action.SNOOP:
+                return await actions.snoop(self)
             case Action.BRIDGE:
                 return await actions.join()
             case Action.RELEASE:
@@ -317,8 +330,14 @@ class CallActor:
             case Action.INQUIRE:
                 return None if actions.report_due else self._why()
             case Action.CONTINUE:
-                assert self._onward is not None
-                return await actions.go_on(self._onward)
+                place = self._onward if self._fork is None else self._fork.place
+                assert place is not None
+                return await actions.go_on(place)
+            case Action.DETACH:
+                await actions.detach()
+            case Action.GIVE_BACK:
+                assert self._fork is not None
+                await actions.give_stream_back(self._fork.parted(self._report))
             case Action.TEAR_DOWN:
                 await actions.tear_down(self._hangup_cause())
             case Action.CLOSE:
@@ -335,6 +354,8 @@ class CallActor:
             if isinstance(late, CallReport):
                 self._take_report(late)
         termination = self._ended()
+        if self._fork is not None:
+            termination = self._fork.ended(termination, self._report)
         self._story.close(State.ENDED.value, termination)
         self._log.info(
             "call_ended",
@@ -360,6 +381,8 @@ class CallActor:
 
     async def _contain(self) -> None:
         """A fault of ours must not leave a caller in dead air, nor a lease taken."""
+        if self.machine.state in AWAY:
+            self._actions.caller_live = False  # he is on the telephone with somebody, not with us
         self.machine = CallMachine(State.ENDED)
         cause = self._hangup_cause()
         for end in (partial(self._actions.tear_down, cause), partial(self._actions.tidy, cause), self._give_back):

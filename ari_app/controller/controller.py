@@ -28,7 +28,8 @@ from ari_app.ari.events import (
 )
 from ari_app.ari.models import Channel
 from ari_app.call.ending import GONE_UNSEEN, OUR_FAULT
-from ari_app.call.machine import OVER, State, Trigger
+from ari_app.call.fork import fork_place
+from ari_app.call.machine import AWAY, OVER, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted, Router
 from ari_app.controller.actions import Message, Services
 from ari_app.controller.actor import CallActor
@@ -148,10 +149,15 @@ class Controller:
         if actor is not None:
             if channel.id == actor.media_channel:
                 actor.start_media()
+            elif channel.id == actor.snoop_channel:
+                actor.start_snoop()
+            elif actor.machine.state in AWAY:
+                why = "came back from the dialplan while an application listens to it"
+                self._spawn(self._end_channel(channel, why))
             return
         ours = parse(channel.id)
         if ours is not None:
-            self._spawn(self._end_channel(channel, "media of no call"))
+            self._spawn(self._end_channel(channel, "of no call"))
         elif len(event.args) == 3 and event.args[0] == "inbound":
             self._arrived(channel, event.args[1], event.args[2])
         else:
@@ -160,6 +166,12 @@ class Controller:
 
     def _channel_event(self, actor: CallActor, event: ChannelEvent) -> None:
         channel = event.channel.id
+        if channel == actor.snoop_channel:
+            # It lives no longer than in our application, and nothing is told of it afterwards.
+            if isinstance(event, StasisEnd):
+                self._by_channel.pop(channel, None)
+                actor.tell(Message(Trigger.SNOOP_GONE, destroyed=channel))
+            return
         is_caller = channel == actor.caller_channel
         gone = Trigger.CALLER_GONE if is_caller else Trigger.MEDIA_GONE
         if isinstance(event, ChannelDestroyed):
@@ -171,7 +183,7 @@ class Controller:
             if not event.soft:
                 actor.tell(Message(gone, event.hangup_cause))
         elif isinstance(event, StasisEnd):
-            actor.tell(Message(gone))
+            actor.tell(Message(Trigger.CALLER_LEFT if is_caller else Trigger.MEDIA_GONE))
         elif isinstance(event, ChannelDtmfReceived):
             self.counts["digits"] += 1
 
@@ -224,7 +236,7 @@ class Controller:
                 self._unreported[actor.call_id] = actor.row
                 if len(self._unreported) > UNREPORTED_CALLS:
                     self._unreported.popitem(last=False)
-            for channel in (actor.caller_channel, actor.media_channel):
+            for channel in (actor.caller_channel, actor.media_channel, actor.snoop_channel):
                 if self._by_channel.get(channel) is actor:
                     del self._by_channel[channel]
 
@@ -277,6 +289,7 @@ class Controller:
     async def _reconcile(self, reason: str) -> None:
         # Media that is being created right now may be missing from the list without being gone.
         started = {actor.call_id for actor in self._actors.values() if actor.media_started}
+        snooping = {actor.call_id for actor in self._actors.values() if actor.machine.state is State.FORKED}
         channels = {channel.id: channel for channel in await self._ari.list_channels()}
         if not self._adopted:
             await self._adopt(channels)
@@ -285,6 +298,8 @@ class Controller:
                 actor.tell(Message(Trigger.CALLER_GONE, reason=reason, destroyed=actor.caller_channel))
             if actor.call_id in started and actor.media_channel not in channels:
                 actor.tell(Message(Trigger.MEDIA_GONE, destroyed=actor.media_channel))
+            if actor.call_id in snooping and actor.snoop_channel not in channels:
+                actor.tell(Message(Trigger.SNOOP_GONE, destroyed=actor.snoop_channel))
         if self._adopted:  # otherwise what belongs to no call may be a call
             self._spawn(self._end_orphans(set(channels)))
         log.info("reconciled", calls=len(self._actors), channels=len(channels))
@@ -318,23 +333,33 @@ class Controller:
             if row.call_id in self._actors:
                 continue
             caller = ChannelId(row.caller_channel_id or "")
-            state = _STATES.get(row.state, State.NEW)
-            actor = self._start(row, caller, None, State.TALKING if state in (State.NEW, State.ENDING) else state)
-            self._register(actor.media_channel, actor)
-            route = self._router.find(row.trunk or "", row.callee or "")
-            # A caller who was handed to the dialplan is in no application any more, and not ours to end.
-            caller_live = caller in channels and self._is_ours(channels[caller])
-            if state is not State.TALKING and caller_live:
+            channel = channels.get(caller)
+            # A caller who was handed to the dialplan is not ours to end, and ours to watch only while his call forks.
+            caller_here = channel is not None and self._is_ours(channel)
+            state = self._adopted_state(row, in_dialplan=channel is not None and not caller_here)
+            actor = self._start(row, caller, None, state)
+            for ours in (actor.media_channel, actor.snoop_channel):
+                self._register(ours, actor)
+            if row.state != State.TALKING.value and caller_here:
                 # Before the adoption looks for the media: that there is none yet is not why the call ends.
                 why = "the controller was restarted while the call was set up or ended"
                 actor.tell(Message(Trigger.HANGUP_ORDERED, detail=why, reason="controller_restarted"))
+            route = self._router.find(row.trunk or "", row.callee or "")
             seconds = ROUTELESS_SECONDS if route is None else route.max_seconds
-            actor.adopt(seconds, caller_live, actor.media_channel in channels)
+            caller_live = caller_here or (channel is not None and state in AWAY)
+            actor.adopt(seconds, caller_live, actor.media_channel in channels, actor.snoop_channel in channels)
+
+    def _adopted_state(self, row: CallRow, *, in_dialplan: bool) -> State:
+        """The state that a call is adopted in. The record of a fork may be older than its caller's going on."""
+        state = _STATES.get(row.state, State.NEW)
+        if state in AWAY or (in_dialplan and fork_place(row.application or "", self._config.applications) is not None):
+            return state if state is State.PARTED else State.FORKED
+        return State.TALKING if state in (State.NEW, State.ENDING) else state
 
     def _is_ours(self, channel: Channel) -> bool:
         ours = parse(channel.id)
         if ours is not None:
-            return ours.node == self._config.node and ours.kind is Kind.MEDIA
+            return ours.node == self._config.node and ours.kind in (Kind.MEDIA, Kind.SNOOP)
         app = self._config.asterisk.app
         return channel.dialplan.app_name == "Stasis" and channel.dialplan.app_data.split(",")[0] == app
 

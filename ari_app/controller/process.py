@@ -57,10 +57,16 @@ async def serve(config: Config, stop: StopSignal) -> None:
             # A report is acknowledged only when the record that it went into is in PostgreSQL.
             reports = ReportReader(redis, config.node, writer.barrier)
             commands = CommandReader(redis, config.node)
+
+            async def read_reports() -> None:
+                # Not before the calls are adopted that they are about: how a call goes on depends on its report.
+                await controller.connected.wait()
+                await reports.run(controller.on_report, controller.on_notice)
+
             async with asyncio.TaskGroup() as tasks:
                 parts = [
                     tasks.create_task(stream.run(), name="ari events"),
-                    tasks.create_task(reports.run(controller.on_report, controller.on_notice), name="reports"),
+                    tasks.create_task(read_reports(), name="reports"),
                     tasks.create_task(commands.run(controller.on_command), name="commands"),
                     tasks.create_task(controller.renew_leases(), name="leases"),
                     tasks.create_task(_watch(controller), name="watchdog"),

@@ -72,7 +72,7 @@ def call_spec(
         stream_seconds=application.max_seconds,
         fallback_url=application.fallback.url or "",
         fallback_prompt=application.fallback.prompt or "",
-        fallback_tone=application.fallback.after.hangs_up,
+        fallback_tone=application.fallback.after.hangs_up and not application.forks,
         breaker_failures=application.circuit_breaker.failures,
         breaker_seconds=application.circuit_breaker.seconds,
         digits_to_caller=application.digits_to_caller,

@@ -1,11 +1,12 @@
 """Ids: which kind is which, how they are made, and how ours are recognised on an Asterisk that has others too.
 
-Media channels and bridges get ids that we choose before they are created, so that no event about them can come before
-we know them. The id names the node and the call, so that a controller that has lost everything still knows, from a
-list of channels, what each of its own belongs to:
+Media channels, snoop channels and bridges get ids that we choose before they are created, so that no event about them
+can come before we know them. The id names the node and the call, so that a controller that has lost everything still
+knows, from a list of channels, what each of its own belongs to:
 
     tb-<node>-m-<call id>-<attempt>     external media channel; a call whose media is re-attached has several
     tb-<node>-b-<call id>               the call's bridge
+    tb-<node>-s-<call id>               snoop channel: listens to the caller while he is in the dialplan
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from enum import StrEnum
 from typing import NewType
 
 ChannelId = NewType("ChannelId", str)
-"""Asterisk's unique id of a channel: chosen by Asterisk for a caller, by us for media."""
+"""Asterisk's unique id of a channel: chosen by Asterisk for a caller, by us for media and snoops."""
 
 BridgeId = NewType("BridgeId", str)
 
@@ -39,6 +40,7 @@ class Kind(StrEnum):
 
     MEDIA = "m"
     BRIDGE = "b"
+    SNOOP = "s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,14 @@ class OurId:
     kind: Kind
     call_id: CallId
     attempt: int
-    """Of a media channel, from 0; 0 for a bridge."""
+    """Of a media channel, from 0; 0 for a bridge and a snoop."""
 
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _NODE = r"[a-z0-9][a-z0-9.-]{0,62}"
 # The call id has a fixed shape and the end is anchored, so a node's own dashes cannot be mistaken for ours.
 _OURS = re.compile(
-    rf"tb-(?P<node>{_NODE})-(?:b-(?P<bridged>{_UUID})|m-(?P<media>{_UUID})-(?P<attempt>0|[1-9][0-9]{{0,3}}))"
+    rf"tb-(?P<node>{_NODE})-(?:(?P<kind>[bs])-(?P<single>{_UUID})|m-(?P<media>{_UUID})-(?P<attempt>0|[1-9][0-9]{{0,3}}))"
 )
 _NODE_ONLY = re.compile(_NODE)
 _UUID_ONLY = re.compile(_UUID)
@@ -92,13 +94,18 @@ def bridge_id(node: str, call_id: CallId) -> BridgeId:
     return BridgeId(_stem(node, Kind.BRIDGE, call_id))
 
 
+def snoop_channel_id(node: str, call_id: CallId) -> ChannelId:
+    """The id of the channel that listens to a call's caller. Raises `ValueError`."""
+    return ChannelId(_stem(node, Kind.SNOOP, call_id))
+
+
 def parse(identifier: str) -> OurId | None:
     """What an id stands for, or None when it is not one of ours (of any node)."""
     found = _OURS.fullmatch(identifier)
     if found is None:
         return None
-    if found["bridged"] is not None:
-        return OurId(found["node"], Kind.BRIDGE, CallId(found["bridged"]), 0)
+    if found["single"] is not None:
+        return OurId(found["node"], Kind(found["kind"]), CallId(found["single"]), 0)
     return OurId(found["node"], Kind.MEDIA, CallId(found["media"]), int(found["attempt"]))
 
 

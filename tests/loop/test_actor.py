@@ -42,9 +42,18 @@ pytestmark = pytest.mark.loop
 
 SET_UP = ["subscribe", "acquire", "put_spec", "answer", "external_media", "create_bridge", "add_to_bridge"]
 SET_UP_RINGING = [*SET_UP[:3], "ring", "external_media", "answer", "create_bridge", "add_to_bridge", "send_order"]
-FLOWS = {"at_once": SET_UP, "when_connected": SET_UP_RINGING}
+FORK = ["snoop", "create_bridge", "add_to_bridge", "set_variables", "continue"]
+SET_UP_FORK = [*SET_UP[:5], *FORK]
+SET_UP_FORK_RINGING = [*SET_UP_RINGING[:6], *FORK, "send_order"]
+FLOWS = {
+    "at_once": SET_UP,
+    "when_connected": SET_UP_RINGING,
+    "fork at_once": SET_UP_FORK,
+    "fork when_connected": SET_UP_FORK_RINGING,
+}
 EVERY_STEP = [(answer, step) for answer, steps in FLOWS.items() for step in steps]
 TEAR_DOWN = ["hangup_caller", "hangup_media", "destroy_bridge", "release"]
+EVERY_END = [(answer, step) for answer in FLOWS for step in TEAR_DOWN + ["hangup_snoop"] * answer.startswith("fork")]
 GOING_ON = ["set_variables", "continue"]
 TRANSFER = {"after": {"transfer": {"to": "+918000000009", "trunk": "carrier"}}}
 STORES = {"acquire", "put_spec", "send_order", "release"}
@@ -160,8 +169,10 @@ def nothing_left(pbx: Neighbours, *, at: str = "") -> CallRow:
 
 
 def neighbours(answer: str = "at_once") -> Neighbours:
-    """Neighbours with a route that answers so, and a caller who is not kept ringing for long."""
-    settings = config(answer, TRANSFER)
+    """Neighbours with a route that answers so, and a caller who is not kept ringing for long. `fork at_once`: with an
+    application that listens while he goes on."""
+    fork, _, answer = answer.rpartition(" ")
+    settings = config(answer, TRANSFER | {"one_way": bool(fork)})
     route = settings.routes[0].model_copy(update={"answer_within_seconds": 0.1})
     return Neighbours(settings.model_copy(update={"routes": [route]}))
 
@@ -170,19 +181,22 @@ async def interrupted(answer: str, step: str, name: str) -> None:
     """One call, with one thing going wrong at one step."""
     pbx = neighbours(answer)
     pbx.faults[step] = fault(step, name)
+    forks = answer.startswith("fork")
     pbx.arrive()
     await pbx.arrived()
-    await pbx.talking()
+    await pbx.reached(State.TALKING, State.FORKED, State.PARTED)
     await pbx.order_hangup()
     await pbx.over()
     assert step in pbx.steps
+    if forks and step == "send_order" and name in ("no capacity", "fault of ours before", "fault of ours after"):
+        assert pbx.channels.pop(CALLER), "a fault of ours is no end of a caller's who is in the dialplan"
     row = nothing_left(pbx, at=step)
     told = pbx.causes.get(CALLER)
-    if row.answered_at is None and row.result == "server_error" and told is not None:
+    if not forks and row.answered_at is None and row.result == "server_error" and told is not None:
         assert told == 42, "refused so that the carrier may try another way"
-    if step in TEAR_DOWN and not name.startswith("caller"):
+    if step in (*TEAR_DOWN, "hangup_snoop") and not name.startswith("caller"):
         assert (row.result, row.reason) == ("success", "operator_hangup"), "why it ends does not depend on how"
-    if step in TEAR_DOWN:
+    if step in (*TEAR_DOWN, "hangup_snoop"):
         return
     if name.startswith("hang-up ordered"):
         assert (row.result, row.reason) == ("success", "operator_hangup")
@@ -196,7 +210,7 @@ async def together(cases: dict[str, Awaitable[None]]) -> None:
     assert not {name: repr(outcome) for name, outcome in zip(cases, outcomes, strict=True) if outcome is not None}
 
 
-@pytest.mark.parametrize(("answer", "step"), EVERY_STEP + [(answer, step) for answer in FLOWS for step in TEAR_DOWN])
+@pytest.mark.parametrize(("answer", "step"), EVERY_STEP + EVERY_END)
 async def test_interrupted_at_every_step(answer: str, step: str) -> None:
     names = (STORE_FAULTS if step in STORES else ARI_FAULTS) | EVENTS
     await together({name: interrupted(answer, step, name) for name in names})
@@ -236,7 +250,7 @@ async def test_a_caller_who_gives_up_is_nobodys_fault() -> None:
             assert (row.result, row.reason) == ("client_error", "caller_cancelled")
         else:
             assert (row.result, row.reason) == ("success", "caller_hangup")
-            assert step in ("add_to_bridge", "send_order")
+            assert step in ("add_to_bridge", "send_order", "continue")
 
     when = ("caller gone before", "caller gone after")
     await together({f"{way}: {name}": gives_up(*way, name) for way in EVERY_STEP for name in when})
@@ -633,8 +647,9 @@ def lives(pbx: Neighbours, row: CallRow, *, caller: bool = True, media: bool = T
         pbx.channels[media_of(row.call_id)] = channel(media_of(row.call_id))
         pbx.bridges[bridge_id("pbx-1", CallId(row.call_id))] = set()
     pbx.subscribed.add(row.caller_channel_id)
-    pbx.held[row.call_id] = "gw/0"
-    pbx.granted[row.call_id] += 1
+    if row.state != State.PARTED.value:
+        pbx.held[row.call_id] = "gw/0"
+        pbx.granted[row.call_id] += 1
     pbx.records.open.append(row)
 
 

@@ -134,6 +134,13 @@ async def test_requests_as_asterisk_wants_them(
     assert ari.requests == {"ok": 1}
 
 
+async def test_a_snoop_as_asterisk_wants_it(fake: FakeAri, ari: AriClient) -> None:
+    fake.script("POST", "/channels/c/1/snoop", says(200, CHANNEL))
+    await ari.snoop(ChannelId("c/1"), ChannelId("s"))
+    assert fake.requests[0].raw_path == "/ari/channels/c%2F1/snoop"
+    assert fake.requests[0].query == {"app": APP, "spy": "in", "whisper": "none", "snoopId": "s"}
+
+
 async def test_external_media_as_asterisk_wants_it(fake: FakeAri, ari: AriClient) -> None:
     fake.script("POST", "/channels/externalMedia", says(200, CHANNEL))
     channel = await media(ari)

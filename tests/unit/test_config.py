@@ -744,6 +744,30 @@ def test_a_circle_of_applications_is_named(write: Write) -> None:
     assert "leads in a circle, conversation -> echo -> conversation" in refusal(write(circle))
 
 
+@pytest.mark.parametrize(
+    ("fallback", "key"), [({"prompt": "sorry"}, "prompt"), ({"after": {"extension": "desk"}}, "after")]
+)
+def test_a_fork_has_nobody_who_could_hear_its_fallback(write: Write, fallback: dict[str, Any], key: str) -> None:
+    fork = {"url": "ws://127.0.0.1:19302/", "one_way": True, "after": {"extension": "ivr"}}
+    prompts = (("prompts",), {"sorry": "sorry.wav"})
+    said = refusal(write(changed((("applications", "echo"), fork | {"fallback": fallback}), prompts)))
+    assert f"applications.echo: fallback.{key}: with one_way and after.extension or after.transfer" in said
+    # Another URL of its own it may have, and without a place to go on at it is no fork.
+    for fine in (fork | {"fallback": {"url": "ws://spare/", "after": "hangup"}}, fork | {"after": "hangup"}):
+        found = load(write(changed((("applications", "echo"), fine), prompts))).applications["echo"]
+        assert found.forks == (fine["after"] != "hangup")
+
+
+def test_only_the_first_application_of_a_call_forks(write: Write) -> None:
+    second = changed(
+        (("applications", "conversation", "after"), {"application": "echo"}),
+        (("applications", "echo", "one_way"), True),
+        (("applications", "echo", "after"), {"extension": "ivr"}),
+    )
+    said = refusal(write(second))
+    assert "applications.conversation.after.application 'echo' listens while the caller goes on elsewhere" in said
+
+
 def test_a_route_s_parameters_replace_the_application_s(write: Write) -> None:
     of_twilio = twilio(dialect_options={"caller_parameter": "from"})
     steps = ((("applications", "echo"), of_twilio), (("routes", 1, "custom_parameters"), {"from": "x"}))

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from ari_app.after import TransferSettings
 from ari_app.call.ending import of_refusal, of_report, of_trigger
-from ari_app.call.machine import LATE, TABLE, State, Trigger
+from ari_app.call.machine import FORKS, LATE, TABLE, Action, State, Trigger
 from ari_app.call.onward import Onward, after_going_on
 from ari_app.call.routing import NotAdmitted
 from ari_app.cli.main import trunkbridge
@@ -217,15 +217,22 @@ def test_every_field_of_the_contract_is_documented(message: type[msgspec.Struct]
     assert re.findall(r"`(\w+)`", row[2]) == list(message.__struct_fields__)
 
 
-def test_the_table_of_states_is_the_machine() -> None:
+@pytest.mark.parametrize(
+    ("heading", "table"),
+    [("## The states of a call", TABLE), ("### Of a call that forks", FORKS)],
+    ids=["all", "forks"],
+)
+def test_the_table_of_states_is_the_machine(
+    heading: str, table: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]]
+) -> None:
     documented: dict[tuple[str, str], tuple[str, list[str]]] = {}
-    for states, triggers, target, actions in rows(section(text("architecture.md"), "## The states of a call"))[1:]:
+    for states, triggers, target, actions in rows(own(text("architecture.md"), heading))[1:]:
         for state, trigger in product(states.split(", "), triggers.split(", ")):
             assert (state, trigger) not in documented
             documented[state, trigger] = (target, actions.split(", ") if actions else [])
     assert documented == {
         (state.value, trigger.value): (target.value, [action.value for action in actions])
-        for (state, trigger), (target, actions) in TABLE.items()
+        for (state, trigger), (target, actions) in table.items()
     }
 
 
@@ -248,6 +255,7 @@ def endings() -> Iterator[tuple[str, str, str]]:
         refused = of_refusal(NotAdmitted(name, "", cause))
         yield name, refused.result.value, str(refused.hangup_cause)
     to_ending = {trigger for (_, trigger), (target, _) in TABLE.items() if target is State.ENDING}
+    to_ending.add(Trigger.SNOOP_FAILED)
     place = Onward("continued", "", "", "", {})
     for name in ("continued", "transferred"):
         onward = after_going_on(Termination(Result.SUCCESS, "application_ended"), replace(place, reason=name))

@@ -133,6 +133,7 @@ def test_ids_have_the_shape_that_others_rely_on() -> None:
     assert ids.new_leg_uuid(bytes_of_one) == "11111111-1111-4111-9111-111111111111"
     assert ids.media_channel_id("pbx-1", CALL, 2) == f"tb-pbx-1-m-{CALL}-2"
     assert ids.bridge_id("pbx-1", CALL) == f"tb-pbx-1-b-{CALL}"
+    assert ids.snoop_channel_id("pbx-1", CALL) == f"tb-pbx-1-s-{CALL}"
 
 
 @given(nodes, calls, st.integers(0, ids.MAX_ATTEMPT))
@@ -140,6 +141,7 @@ def test_an_id_says_what_it_belongs_to(node: str, call: CallId, attempt: int) ->
     media, bridge = ids.media_channel_id(node, call, attempt), ids.bridge_id(node, call)
     assert ids.parse(media) == OurId(node, Kind.MEDIA, call, attempt)
     assert ids.parse(bridge) == OurId(node, Kind.BRIDGE, call, 0)
+    assert ids.parse(ids.snoop_channel_id(node, call)) == OurId(node, Kind.SNOOP, call, 0)
     # Asterisk's limit for a unique id.
     assert len(media) < 150
 
@@ -164,6 +166,7 @@ def test_a_node_named_like_an_id_is_still_told_apart(
         f"tb-pbx-m-{CALL}-12345",
         f"tb-pbx-b-{CALL}-0",
         f"tb-pbx-x-{CALL}",
+        f"tb-pbx-s-{CALL}-0",
         f"tb--b-{CALL}",
         f"tb-pbx-b-{CALL.upper()}",
         f"tb-pbx-b-{CALL}\n",

@@ -10,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import sampled_from
 
 from ari_app.call.machine import (
+    AWAY,
+    FORKS,
     LATE,
     OVER,
     TABLE,
@@ -45,26 +47,44 @@ GONE_ON: Way = [
     (Trigger.CONTINUED, State.ENDING, (Action.TEAR_DOWN,)),
 ]
 END: Way = [(Trigger.SETTLED, State.ENDED, (Action.CLOSE,))]
+FORK: Way = [
+    (Trigger.SNOOP_STARTED, State.BRIDGING, (Action.BRIDGE,)),
+    (Trigger.BRIDGED, State.CONTINUING, (Action.CONTINUE,)),
+    (Trigger.CONTINUED, State.FORKED, (Action.RELEASE,)),
+]
+STREAM_ENDED: Way = [
+    (Trigger.MEDIA_GONE, State.UNFORKING, (Action.DETACH,)),
+    (Trigger.SETTLED, State.PARTED, (Action.GIVE_BACK,)),
+]
 WAYS = [
     START + setting_up + TALK + end + END for setting_up in (AT_ONCE, AT_THE_FIRST_WORD) for end in (HUNG_UP, GONE_ON)
 ]
 
+FORKED_WAYS = [
+    START + setting_up[:-1] + [(setting_up[-1][0], State.FORKING, (Action.SNOOP,))] + FORK + middle + HUNG_UP + END
+    for setting_up in (AT_ONCE, AT_THE_FIRST_WORD)
+    for middle in ([], STREAM_ENDED)
+]
+ONLY_FORKED = AWAY | {State.FORKING}
+TABLES = {False: TABLE, True: TABLE | FORKS}
+"""By whether the call forks."""
 
-def reach(state: State) -> set[State]:
+
+def reach(state: State, *, forks: bool = False) -> set[State]:
     """States that can follow, in any number of steps."""
     found, waiting = {state}, deque([state])
     while waiting:
         here = waiting.popleft()
-        for (source, _), (target, _) in TABLE.items():
+        for (source, _), (target, _) in TABLES[forks].items():
             if source is here and target not in found:
                 found.add(target)
                 waiting.append(target)
     return found
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_call_that_goes_well(way: Way) -> None:
-    machine = CallMachine()
+@pytest.mark.parametrize(("way", "forks"), [(way, False) for way in WAYS] + [(way, True) for way in FORKED_WAYS])
+def test_a_call_that_goes_well(way: Way, forks: bool) -> None:
+    machine = CallMachine(forks=forks)
     for trigger, target, actions in way:
         source = machine.state
         assert machine.apply(trigger) == Transition(source, target, trigger, actions)
@@ -72,33 +92,63 @@ def test_a_call_that_goes_well(way: Way) -> None:
 
 
 def test_every_state_can_be_reached_and_every_state_can_end() -> None:
-    assert reach(State.NEW) == set(State)
-    assert all(State.ENDED in reach(state) for state in State)
+    assert reach(State.NEW) == set(State) - ONLY_FORKED
+    assert reach(State.NEW, forks=True) == set(State) - {State.TALKING, State.REPORTING}
+    assert all(State.ENDED in reach(state, forks=forks) for state in State for forks in TABLES)
 
 
 def test_what_is_over_does_not_come_back() -> None:
-    assert reach(State.ENDED) == {State.ENDED}
-    assert reach(State.ENDING) == set(OVER)
-    assert not any(source is State.ENDED for source, _ in TABLE)
+    for forks, table in TABLES.items():
+        assert reach(State.ENDED, forks=forks) == {State.ENDED}
+        assert reach(State.ENDING, forks=forks) == set(OVER)
+        assert not any(source is State.ENDED for source, _ in table)
+
+
+def test_a_caller_who_has_gone_on_is_no_application_s_again() -> None:
+    assert reach(State.FORKED, forks=True) == AWAY | OVER
+    for state in AWAY:
+        assert (state, Trigger.CALLER_LEFT) not in TABLES[True], "that he left us is not his end"
 
 
 def test_no_way_leads_back() -> None:
     order = list(State)
-    assert all(order.index(target) > order.index(source) for (source, _), (target, _) in TABLE.items())
+    for table in TABLES.values():
+        assert all(order.index(target) > order.index(source) for (source, _), (target, _) in table.items())
 
 
 def test_no_call_stays_anywhere_for_ever() -> None:
     assert set(TIMERS) == set(State) - {State.NEW, State.ENDED}
     for state, trigger in TIMERS.items():
         target = TABLE[state, trigger][0]
-        assert target in OVER or (state, target) == (State.AWAITING, State.PICKING_UP)
+        onward = {
+            State.AWAITING: State.PICKING_UP,
+            State.FORKING: State.CONTINUING,
+            State.UNFORKING: State.PARTED,
+        }
+        assert target in OVER or target is onward[state]
 
 
+def test_what_keeps_a_fork_from_being_made_does_not_end_the_call() -> None:
+    failed = {
+        Trigger.PLACE_FAILED,
+        Trigger.MEDIA_FAILED,
+        Trigger.MEDIA_GONE,
+        Trigger.BRIDGE_FAILED,
+        Trigger.SNOOP_FAILED,
+        Trigger.SNOOP_GONE,
+        Trigger.SETUP_TIMEOUT,
+    }
+    for (state, trigger), (target, _) in TABLES[True].items():
+        if trigger in failed and state not in (State.TALKING, State.FORKED):
+            assert target is State.CONTINUING, (state, trigger)
+
+
+@pytest.mark.parametrize("forks", TABLES)
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("trigger", Trigger)
-def test_every_state_with_every_trigger(state: State, trigger: Trigger) -> None:
-    machine = CallMachine(state)
-    known = TABLE.get((state, trigger))
+def test_every_state_with_every_trigger(state: State, trigger: Trigger, forks: bool) -> None:
+    machine = CallMachine(state, forks=forks)
+    known = TABLES[forks].get((state, trigger))
     if known is not None:
         assert machine.apply(trigger) == Transition(state, known[0], trigger, known[1])
         assert machine.state is known[0]
@@ -112,7 +162,7 @@ def test_every_state_with_every_trigger(state: State, trigger: Trigger) -> None:
 
 
 def test_every_way_into_the_end_tears_down_and_every_way_out_of_it_closes() -> None:
-    for (source, _), (target, actions) in TABLE.items():
+    for (source, _), (target, actions) in [*TABLE.items(), *FORKS.items()]:
         assert (Action.TEAR_DOWN in actions) == (target is State.ENDING), (source, target)
         assert (Action.CLOSE in actions) == (target is State.ENDED), (source, target)
         assert target is not State.ENDED or source is State.ENDING
@@ -123,12 +173,13 @@ def test_whoever_ends_a_call_may_do_so_at_any_time() -> None:
         for trigger in (Trigger.CALLER_GONE, Trigger.HANGUP_ORDERED):
             assert TABLE[state, trigger][0] is State.ENDING
         # Why the media went decides what becomes of the caller.
-        if state not in (State.REPORTING, State.CONTINUING):
+        if state not in ONLY_FORKED | {State.REPORTING, State.CONTINUING}:
             assert TABLE[state, Trigger.MEDIA_GONE][0] is State.REPORTING
 
 
 def test_what_comes_from_outside_is_never_our_fault() -> None:
-    outside = {Trigger.CALLER_GONE, Trigger.MEDIA_GONE, Trigger.MEDIA_STARTED, Trigger.FIRST_WORD}
+    outside = {Trigger.CALLER_GONE, Trigger.CALLER_LEFT, Trigger.MEDIA_GONE, Trigger.MEDIA_STARTED, Trigger.FIRST_WORD}
+    assert outside | {Trigger.SNOOP_STARTED, Trigger.SNOOP_GONE} <= LATE
     assert outside | {Trigger.HANGUP_ORDERED} <= LATE
 
 
@@ -158,12 +209,34 @@ def test_all_walks_end_and_do_each_thing_once() -> None:
     assert 100 < walks < 2000
 
 
+def test_all_walks_of_a_fork_end_and_do_each_thing_once() -> None:
+    walks = 0
+    order = [Action.SNOOP, Action.BRIDGE, Action.CONTINUE, Action.RELEASE, Action.DETACH, Action.GIVE_BACK]
+    waiting: list[tuple[State, tuple[Action, ...]]] = [(State.NEW, ())]
+    while waiting:
+        state, done = waiting.pop()
+        assert len(done) == len(set(done)), "an action twice"
+        if state is State.ENDED:
+            walks += 1
+            assert done[-2:] == (Action.TEAR_DOWN, Action.CLOSE)
+            after_set_up = [action for action in order if action in done]
+            assert [action for action in done if action in order] == after_set_up
+            assert Action.GIVE_BACK not in done or Action.DETACH in done
+            continue
+        steps = [(target, actions) for (source, _), (target, actions) in TABLES[True].items() if source is state]
+        assert steps
+        waiting.extend((target, done + actions) for target, actions in steps)
+    assert 100 < walks < 20000
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Triggers in any order, as a confused peer and a slow network would send them."""
 
+    forks = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.machine = CallMachine()
+        self.machine = CallMachine(forks=self.forks)
         self.done: list[Action] = []
 
     @rule(trigger=sampled_from(Trigger))
@@ -188,5 +261,11 @@ class AnyOrder(RuleBasedStateMachine):
         assert (Action.CLOSE in self.done) == (self.machine.state is State.ENDED)
 
 
+class AnyOrderOfAFork(AnyOrder):
+    forks = True
+
+
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40)
+TestAnyOrderOfAFork = AnyOrderOfAFork.TestCase
+TestAnyOrderOfAFork.settings = settings(max_examples=60, stateful_step_count=40)
