@@ -20,6 +20,7 @@ from audiosocket.platform_http import PlatformHttp, StreamCallbacks
 from audiosocket.prompts import Prompts
 from audiosocket.recording.recordings import Recordings
 from audiosocket.session import Session
+from audiosocket.settings import is_http
 from audiosocket.stages import Ending, of_stream, stop_word
 from audiosocket.stream_limits import StreamLimits
 from audiosocket.wire import FRAME_MS
@@ -169,20 +170,21 @@ class AppStage:
     async def _resolve(self) -> bool:
         """Asks for the URL to dial, where it has to be; False when the call ended meanwhile. Raises
         `ApplicationError`."""
+        if not is_http(self.spec.url):
+            return not self._events.interrupted
+        self._events.note("app_url_asked", {"url": masked_url(self.spec.url)})
         resolving = asyncio.ensure_future(self._services.http.resolve(self.spec))
         try:
             await asyncio.wait((resolving, *self._events.over), return_when=asyncio.FIRST_COMPLETED)
             if self._events.interrupted:
                 return False
-            spec = resolving.result()
+            self.spec = spec = resolving.result()
         finally:
             resolving.cancel()
             await asyncio.gather(resolving, return_exceptions=True)
-        if spec is not self.spec:
-            self.spec = spec
-            self._dialect = open_dialect(spec)
-            self._session.adopt(spec, self._dialect)
-            self.callbacks = StreamCallbacks(self._services.http, self._dialect, spec.call_id)
+        self._dialect = open_dialect(spec)
+        self._session.adopt(spec, self._dialect)
+        self.callbacks = StreamCallbacks(self._services.http, self._dialect, spec.call_id)
         return True
 
     async def _connect(self) -> AppStream | None:

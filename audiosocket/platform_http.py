@@ -22,7 +22,6 @@ from audiosocket.callspec import CallSpec, EndReason, masked_url
 from audiosocket.dialects import URL_LOOKUPS
 from audiosocket.dialects.base import Dialect, HttpRequest
 from audiosocket.errors import ApplicationError
-from audiosocket.settings import is_http
 from audiosocket.stream_end import stream_end
 
 ANSWER_MAX_BYTES = 16_384
@@ -71,12 +70,10 @@ class PlatformHttp:
         """Callbacks that were never sent, or given up when the worker ended."""
 
     async def resolve(self, spec: CallSpec) -> CallSpec:
-        """The spec with the URL to dial: `spec` itself, where its URL is one.
+        """The spec with the URL to dial, of one whose URL is to be asked for it.
 
         `connect_timeout_seconds` is the limit of all attempts together. Raises `ApplicationError` (`app_url_failed`).
         """
-        if not is_http(spec.url):
-            return spec
         try:
             lookup = URL_LOOKUPS.get(spec.dialect)
             if lookup is None:

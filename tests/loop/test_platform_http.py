@@ -120,7 +120,8 @@ async def test_a_call_to_a_url_that_was_asked_for() -> None:
     assert handshake.query_string == "agent=a7"
     assert r.app.events("start")[0]["start"]["custom_parameters"] == {"agent": "a7", "campaign": "demo"}
     assert report.reason == "leg_closed"
-    connecting = report.milestones[0]
+    asking, connecting = report.milestones[:2]
+    assert (asking.event, asking.detail) == ("app_url_asked", {"url": server.url.partition("?")[0]})
     assert (connecting.event, connecting.detail) == ("app_connecting", {"url": r.app.url})
     assert not any(secret in str(report) for secret in ("hunter2", "token", "secret"))
 
