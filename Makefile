@@ -3,11 +3,14 @@
 # make test   lint, types and all tests;  make test RUNG=unit|loop|store|asterisk  one rung
 # make bench  measure (slow);  make lint;  make clean
 # make fuzz   feed every parser a million inputs (minutes);  FUZZ_RUNS=N make fuzz  another number of them
+# make soak   an hour of 300 calls on one media worker;  make soak CALLS=100 MINUTES=10  less
 
 PY := .venv/bin/python
 RUNG ?=
+CALLS ?= 300
+MINUTES ?= 60
 
-.PHONY: run demo test lint bench fuzz clean setup setup-test setup-fuzz
+.PHONY: run demo test lint bench fuzz soak clean setup setup-test setup-fuzz
 
 run: setup
 	@$(PY) -m tools.run
@@ -41,6 +44,12 @@ bench: setup-test
 
 fuzz: setup-fuzz
 	@$(PY) -m tools.fuzz
+
+soak: setup
+	@mkdir -p .run/soak
+	@.venv/bin/trunkbridge loadtest steady --start --calls $(CALLS) --minutes $(MINUTES) \
+		--json .run/soak/soak.json --picture .run/soak/soak.png
+	@echo "figures: .run/soak/soak.json, picture: .run/soak/soak.png"
 
 clean:
 	rm -rf .run .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,7 +1,8 @@
-"""The application's URL as it is typed on a command line: what is dialled, and the credentials in it."""
+"""Addresses as they are typed on a command line: the application's URL with the credentials in it, and HOST:PORT."""
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 import click
@@ -33,3 +34,17 @@ def split_address(url: str, dialect: str, named: str = "") -> tuple[str, str]:
     if not platform.query and "?" in url:
         raise click.UsageError(f"{shown}: {platform.title} allows no query in a stream's URL: remove it")
     return bare, credentials
+
+
+def host_port(named: str, address: str) -> tuple[str, int]:
+    """`127.0.0.1:9092` or `[::1]:9092` taken apart, the brackets removed; `named` is the option.
+
+    Raises `click.UsageError`.
+    """
+    host, sep, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not sep or not bare or (":" in host and bare == host) or not re.fullmatch(r"0*[1-9][0-9]{0,4}", port):
+        raise click.UsageError(f"{named} {address}: expected HOST:PORT, such as 127.0.0.1:9092 or [::1]:9092")
+    if int(port) > 65535:
+        raise click.UsageError(f"{named} {address}: the highest port is 65535")
+    return bare, int(port)

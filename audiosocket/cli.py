@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import click
 import uvloop
 from click.core import ParameterSource
 
-from audiosocket.address import split_address
+from audiosocket.address import host_port, split_address
 from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.dialects import DIALECTS, open_dialect
 from audiosocket.errors import ConfigError
@@ -64,6 +63,14 @@ _SIGNING = " or ".join(sorted(name for name, platform in DIALECTS.items() if pla
     " reaches the application and is billed to you: firewall it to your PBX. Without this flag only this machine may"
     " connect, and a UUID is good for one call.",
 )
+@click.option("--status", metavar="HOST:PORT", help="Standalone: where /metrics, /calls and /healthz are served.")
+@click.option(
+    "--fade-ms",
+    type=click.FloatRange(0, 20),
+    default=5.0,
+    show_default=True,
+    help="Standalone: how long audio that is cut off takes to fade out; 0: it is cut.",
+)
 @click.option("--capacity", type=click.IntRange(1, 5000), default=250, show_default=True, help="Standalone: calls.")
 def gateway(
     config_path: Path | None,
@@ -74,6 +81,8 @@ def gateway(
     token_path: Path | None,
     media_format: str,
     accept_any: bool,
+    status: str | None,
+    fade_ms: float,
     capacity: int,
 ) -> None:
     """Run one media worker.
@@ -88,8 +97,8 @@ def gateway(
             raise click.UsageError("--config belongs to a configured node, --listen and --app to a standalone one")
         if not (listen and app_url):
             raise click.UsageError("a standalone worker needs both --listen HOST:PORT and --app URL")
-        template = _template(app_url, dialect, token_path, MediaFormat(media_format))
-        options = _standalone_options(listen, capacity)
+        template = _template(app_url, dialect, token_path, MediaFormat(media_format), fade_ms)
+        options = _standalone_options(listen, status, capacity)
         logs.set_up("gateway", form="console")
         _run(options, lambda: StandaloneSource(template, accept_any))
     elif config_path is None:
@@ -147,25 +156,23 @@ def _recordings(settings: NodeSettings) -> RecordingOptions:
     )
 
 
-def _standalone_options(listen: str, capacity: int) -> WorkerOptions:
-    host, sep, port = listen.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not sep or not bare or (":" in host and bare == host) or not re.fullmatch(r"0*[1-9][0-9]{0,4}", port):
-        raise click.UsageError(f"--listen {listen}: expected HOST:PORT, such as 127.0.0.1:9092 or [::1]:9092")
-    if int(port) > 65535:
-        raise click.UsageError(f"--listen {listen}: the highest port is 65535")
+def _standalone_options(listen: str, status: str | None, capacity: int) -> WorkerOptions:
+    host, port = host_port("--listen", listen)
+    status_host, status_port = host_port("--status", status) if status else ("", 0)
     return WorkerOptions(
         worker_id="standalone/0",
         node="standalone",
-        host=bare,
-        port=int(port),
-        advertise=host,
+        host=host,
+        port=port,
+        advertise=f"[{host}]" if ":" in host else host,
+        status_host=status_host,
+        status_port=status_port,
         capacity=capacity,
         drain_seconds=_STANDALONE_DRAIN_SECONDS,
     )
 
 
-def _template(url: str, dialect: str, token_path: Path | None, media_format: MediaFormat) -> CallSpec:
+def _template(url: str, dialect: str, token_path: Path | None, media_format: MediaFormat, fade_ms: float) -> CallSpec:
     token = _auth_token(dialect, token_path)
     address, credentials = split_address(url, dialect, "--app")
     spec = CallSpec(
@@ -181,6 +188,7 @@ def _template(url: str, dialect: str, token_path: Path | None, media_format: Med
         caller="",
         callee="",
         media_format=media_format,
+        fade_ms=fade_ms,
         report_stream="",
         created_at_ms=0,
         expires_at_ms=0,

@@ -24,6 +24,7 @@ _COMMANDS = {
     "controller": ("ari_app.controller.process:controller", "Run the call controller of a PBX node."),
     "db": ("ari_app.cli.db:db", "Migrate the database."),
     "gateway": ("audiosocket.cli:gateway", "Run one media worker, configured or standalone."),
+    "loadtest": ("audiosocket.loadtest.command:loadtest", "Load a media worker and measure what it carries."),
     "stores": ("ari_app.store.command:stores", "Run the embedded PostgreSQL and Redis."),
 }
 

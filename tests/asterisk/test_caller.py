@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from audiosocket.loadtest.sip import run_load
 from tests.pbx import StartPbx, asterisk_install, listening, start_pbx
 from tools.asterisk.instance import AsteriskInstance
 from tools.asterisk.local import free_ports
 from tools.audio.talkspurts import talkspurts
 from tools.audio.tones import dominant_frequency, tone
-from tools.sip.load import run_load
 from tools.sip.rtp_peer import Codec, RtpTicker
 from tools.sip.sipp import CallAborted, CallRefused, Carrier, Ending
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from audiosocket.loadtest.sip import run_load
 from tests.live import ECHO, live_system
 from tools.asterisk.install import AsteriskInstall
 from tools.audio.tones import tone
-from tools.sip.load import run_load
 
 pytestmark = pytest.mark.asterisk
 

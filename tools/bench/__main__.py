@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +14,11 @@ import click
 import uvloop
 from rich.console import Console
 
-from audiosocket.errors import ConfigError
+from audiosocket.errors import ConfigError, Unavailable
+from audiosocket.loadtest import machine
 from tools.asterisk.install import AsteriskUnavailable
 from tools.asterisk.instance import AsteriskFailed
-from tools.bench import calls50, freeze, machine, rate50, rate_accuracy, report, setup, transcode, worker
+from tools.bench import calls50, freeze, rate50, rate_accuracy, report, setup, transcode, worker
 from tools.bench.options import Options
 from tools.process import ProcessFailed
 from tools.sip.sipp import SippError
@@ -37,7 +40,7 @@ BENCHMARKS = {
     "rate50": _Benchmark(rate50.run, rate50.limit_seconds),
     "rate_accuracy": _Benchmark(rate_accuracy.run, rate_accuracy.limit_seconds),
 }
-_FAILURES = (AsteriskFailed, AsteriskUnavailable, ConfigError, ProcessFailed, SippError, OSError)
+_FAILURES = (AsteriskFailed, AsteriskUnavailable, ConfigError, ProcessFailed, SippError, Unavailable, OSError)
 
 
 @click.command()
@@ -64,7 +67,7 @@ def main(
     command = " ".join(("python -m tools.bench", *sys.argv[1:]))
     failed = []
     try:
-        with machine.alone(FOLDER):
+        with _alone(FOLDER):
             described = machine.describe()
             console.print(", ".join(f"{key}: {value}" for key, value in described.items()), highlight=False)
             for name in names or BENCHMARKS:
@@ -82,6 +85,15 @@ def main(
         raise click.ClickException(f"another benchmark holds {FOLDER}/lock: two would measure each other") from None
     if failed:
         raise SystemExit(1)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the lock of `folder`: two benchmarks at once would measure each other. Raises BlockingIOError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 async def _limited(benchmark: _Benchmark, options: Options) -> report.Outcome:

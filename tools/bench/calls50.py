@@ -11,9 +11,10 @@ import numpy as np
 
 from ari_app.store.records import CallRow
 from audiosocket.errors import ConfigError
+from audiosocket.loadtest import machine, marked
 from tools.audio.pcm import Pcm
 from tools.audio.tones import dominant_frequency, tone, tone_share
-from tools.bench import live, machine, marked
+from tools.bench import live
 from tools.bench.options import Options
 from tools.bench.report import Outcome, Table, Value, spread
 from tools.sip.rtp_peer import RtpTicker

@@ -9,12 +9,12 @@ import time
 
 import numpy as np
 
-from tools.bench import machine
-from tools.bench.applications import Echo, serve
-from tools.bench.generator import Generator, Seen
+from audiosocket.loadtest import machine
+from audiosocket.loadtest.applications import Echo, serve
+from audiosocket.loadtest.generator import Generator, Seen
+from audiosocket.loadtest.standalone import StandaloneWorker, difference
 from tools.bench.options import Options
 from tools.bench.report import Outcome, Table, Value, spread
-from tools.bench.standalone import StandaloneWorker, difference
 
 CALLS = 20
 FREEZES = 3

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 from audiosocket.errors import ConfigError
+from audiosocket.loadtest import machine
+from audiosocket.loadtest.sip import run_load
 from tools.audio.tones import tone
-from tools.bench import live, machine
+from tools.bench import live
 from tools.bench.options import Options
 from tools.bench.report import Outcome, Table, Value, spread
-from tools.sip.load import run_load
 
 RATE = 50.0
 SECONDS = 20.0

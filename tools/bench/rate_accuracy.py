@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tools.bench import machine
-from tools.bench.applications import BURST_SECONDS, LEAD_SECONDS, Talker, serve
-from tools.bench.generator import Generator
+from audiosocket.loadtest import machine
+from audiosocket.loadtest.applications import BURST_SECONDS, LEAD_SECONDS, Talker, serve
+from audiosocket.loadtest.generator import Generator
+from audiosocket.loadtest.standalone import StandaloneWorker
 from tools.bench.options import Options
 from tools.bench.reference_clock import Pauses, ReferenceClock
 from tools.bench.report import Outcome, Table, Value, spread
-from tools.bench.standalone import StandaloneWorker
 
 CALLS = 20
 MINUTES = 10.0

@@ -12,9 +12,9 @@ import numpy as np
 
 from ari_app.settings import RouteSettings
 from audiosocket.errors import ConfigError
+from audiosocket.loadtest.applications import Stream, serve
 from tools.audio.tones import tone
 from tools.bench import live
-from tools.bench.applications import Stream, serve
 from tools.bench.options import Options
 from tools.bench.report import Outcome, Table, Value, spread
 from tools.process import ProcessFailed

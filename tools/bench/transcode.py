@@ -12,9 +12,9 @@ from collections.abc import Callable
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects.exotel import ExotelDialect
 from audiosocket.g711 import alaw_to_pcm, ulaw_to_pcm
+from audiosocket.loadtest import marked
 from audiosocket.playout import Playout
 from audiosocket.wire import AUDIO_HEADER, FrameDecoder
-from tools.bench import marked
 from tools.bench.options import Options
 from tools.bench.report import Outcome, Table, Value
 

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import os
 
-from tools.bench import machine
-from tools.bench.applications import Echo, serve
-from tools.bench.generator import Generator
+from audiosocket.loadtest import machine
+from audiosocket.loadtest.applications import Echo, serve
+from audiosocket.loadtest.generator import Generator
+from audiosocket.loadtest.standalone import StandaloneWorker, difference
 from tools.bench.options import Options
 from tools.bench.reference_clock import ReferenceClock
 from tools.bench.report import Outcome, Table, Value, spread
-from tools.bench.standalone import StandaloneWorker, difference
 
 CALLS = (100, 300, 500)
 SECONDS = 20.0

@@ -7,8 +7,10 @@ mixed, cut or shifted has no tag any more.
 
 from __future__ import annotations
 
-from tools.audio import g711
-from tools.audio.pcm import Pcm
+import numpy as np
+from numpy.typing import NDArray
+
+from audiosocket.g711 import ulaw_to_pcm
 
 FRAME_SAMPLES = 160
 TAG_SAMPLES = 5
@@ -28,10 +30,6 @@ def _digits(number: int) -> bytes:
     return bytes((_FIRST_CODE + number // _DIGIT, _FIRST_CODE + number % _DIGIT))
 
 
-def _pcm(codes: bytes) -> bytes:
-    return g711.ulaw_decode(codes).astype("<i2").tobytes()
-
-
 def ulaw_whose(call: int) -> bytes:
     """How every frame of a call begins, in mu-law: 3 bytes. Raises ValueError for a number that has no tag."""
     if not 0 <= call < CALLS_MAX:
@@ -41,26 +39,26 @@ def ulaw_whose(call: int) -> bytes:
 
 def pcm_whose(call: int) -> bytes:
     """How every frame of a call begins, in PCM16: 6 bytes."""
-    return _pcm(ulaw_whose(call))
+    return ulaw_to_pcm(ulaw_whose(call))
 
 
 _FILL = bytes((_FILLER,)) * (FRAME_SAMPLES - TAG_SAMPLES)
-PCM_FILL = _pcm(_FILL)
+PCM_FILL = ulaw_to_pcm(_FILL)
 """What a frame ends with, in PCM16."""
 ULAW_WHICH = [_digits(number) + _FILL for number in range(NUMBERS)]
 """The rest of a frame after `ulaw_whose`, by its number."""
-PCM_WHICH = [_pcm(rest) for rest in ULAW_WHICH]
+PCM_WHICH = [ulaw_to_pcm(rest) for rest in ULAW_WHICH]
 """The rest of a frame after `pcm_whose`, by its number."""
-NUMBER_OF_PCM = {_pcm(_digits(number)): number for number in range(NUMBERS)}
+NUMBER_OF_PCM = {ulaw_to_pcm(_digits(number)): number for number in range(NUMBERS)}
 """A frame's number by the 4 bytes after `pcm_whose`."""
 NUMBER_OF_ULAW = {_digits(number): number for number in range(NUMBERS)}
 """A frame's number by the 2 bytes after `ulaw_whose`."""
 
 
-def marked(call: int, filler: Pcm) -> Pcm:
+def marked(call: int, filler: NDArray[np.int16]) -> NDArray[np.int16]:
     """`filler`, shape (n * 160,), with the tags of `call` over the start of its frames, numbered from 0."""
     frames = filler.reshape(-1, FRAME_SAMPLES).copy()
     whose = ulaw_whose(call)
     tags = b"".join(whose + _digits(number % NUMBERS) for number in range(len(frames)))
-    frames[:, :TAG_SAMPLES] = g711.ulaw_decode(tags).reshape(-1, TAG_SAMPLES)
+    frames[:, :TAG_SAMPLES] = np.frombuffer(ulaw_to_pcm(tags), "<i2").reshape(-1, TAG_SAMPLES)
     return frames.reshape(-1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import gc
 import os
 import platform
+import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -83,6 +84,41 @@ def rss_mib(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def descriptors(pid: int) -> int:
+    """Files and sockets that a process has open. Raises OSError when it is gone or another user's."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def listener(port: int) -> int | None:
+    """The process that listens on a TCP port of this machine; None: none, or another user's."""
+    tables = (Path(f"/proc/net/{name}") for name in ("tcp", "tcp6"))
+    inodes = {f"socket:[{inode}]" for table in tables if table.exists() for inode in listening(table.read_text(), port)}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or not ours to look at
+            for entry in os.listdir(process / "fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.readlink(process / "fd" / entry) in inodes:
+                        return int(process.name)
+    return None
+
+
+def listening(table: str, port: int) -> list[int]:
+    """The inodes of sockets that listen on `port` in a table like /proc/net/tcp (proc_pid_net(5))."""
+    rows = (line.split() for line in table.splitlines()[1:])
+    return [int(row[9]) for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port]
+
+
+def allow_descriptors(count: int) -> bool:
+    """Raise this process's limit of open files, and so its children's, to `count` or more; False: not allowed to."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return True
+    if hard != resource.RLIM_INFINITY and hard < count:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """One stretch of time, seen by `Meter`."""
@@ -128,12 +164,3 @@ def _machine_seconds() -> tuple[float, float, float]:
         fields = [int(field) / _TICKS for field in stat.readline().split()[1:]]
     # Guest time, the last two, is part of user time already.
     return fields[3] + fields[4], fields[_STEAL_FIELD - 1], sum(fields[:_STEAL_FIELD])
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Holds the lock of `folder`: two benchmarks at once would measure each other. Raises BlockingIOError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
