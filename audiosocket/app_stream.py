@@ -11,6 +11,8 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import picows
@@ -60,6 +62,8 @@ class AppStream(picows.WSListener):
         self._ending: tuple[str, str] | None = None
         self.reset = False
         """Whether the connection was torn down (RST, time-out), and not ended by the application in order (FIN)."""
+        self.send: Callable[[bytes], None] = _unsent
+        """Sends one text message; without an open connection it does nothing. picows' own call, for the frames' sake."""
 
     @property
     def transport(self) -> picows.WSTransport:
@@ -71,12 +75,6 @@ class AppStream(picows.WSListener):
     def open(self) -> bool:
         """Whether the handshake was completed; it stays so."""
         return self._transport is not None
-
-    def send(self, message: bytes) -> None:
-        """Sends one text message. After the end it does nothing."""
-        transport = self._transport
-        if transport is not None and not transport.is_disconnected:
-            transport.send(_TEXT, message)
 
     async def wait_closed(self) -> tuple[str, str]:
         """Waits for the end of the connection; returns (reason, detail) in the words of `callspec.EndReason`."""
@@ -114,6 +112,7 @@ class AppStream(picows.WSListener):
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self._transport = transport
+        self.send = partial(transport.send, _TEXT)
         transport.underlying_transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
@@ -274,6 +273,10 @@ def _was_reset(connection: socket.socket) -> bool:
     # A peer that is gone answers what was under way to it with a reset, which is no part of how it ended: behind a FIN
     # the kernel tells it as EPIPE.
     return state == _TCP_CLOSE and connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != errno.EPIPE
+
+
+def _unsent(message: bytes) -> None:
+    """What is sent before the handshake is over."""
 
 
 def _shut_down(connection: socket.socket) -> None:

@@ -78,6 +78,7 @@ class Clock:
         first = self._done
         self._done = reached
         full, rest = divmod(passed, SLOTS)
+        joined = self._joined
         for offset in range(min(passed, SLOTS)):
             slot = self._slots[(first + offset) % SLOTS]
             if slot:
@@ -86,8 +87,8 @@ class Clock:
                     if key not in slot:
                         continue  # removed by one before it
                     turns = missed
-                    if key in self._joined:
-                        turns += min(0, (first + offset - self._joined[key]) // SLOTS)
+                    if joined and key in joined:
+                        turns += min(0, (first + offset - joined[key]) // SLOTS)
                         if turns < 0:
                             continue
                     try:

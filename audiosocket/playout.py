@@ -97,7 +97,6 @@ class Playout:
         "_head",
         "_idle_ticks",
         "_last",
-        "_marks",
         "_max_bytes",
         "_pace",
         "_position",
@@ -114,6 +113,7 @@ class Playout:
         "cleared_bytes",
         "cut_off",
         "frames_played",
+        "marks",
         "overrun_bytes",
         "peak_bytes",
         "recovered_frames",
@@ -127,7 +127,7 @@ class Playout:
         self._head = 0  # bytes of the first chunk already taken
         self._pushed = 0  # bytes accepted since the start of the call
         self._position = 0  # bytes played, dropped or cleared since the start of the call
-        self._marks: deque[tuple[int, str]] = deque()
+        self.marks: deque[tuple[int, str]] = deque()  # not due yet: where each stands, and its name
         self._skip_byte = False
         self._waited = False
         self._idle_ticks = UNDERRUN_GAP_TICKS + 1
@@ -175,7 +175,7 @@ class Playout:
     @property
     def pending_marks(self) -> int:
         """Marks that are not due yet."""
-        return len(self._marks)
+        return len(self.marks)
 
     def serve(self, max_seconds: float, fade_ms: float) -> None:
         """The bound and the fades of the application whose audio is queued from now on."""
@@ -193,8 +193,9 @@ class Playout:
         size = len(audio)
         if not size:
             return
-        room = self._max_bytes - (self._pushed - self._position)
-        if size > room:
+        depth = self._pushed - self._position + size
+        if depth > self._max_bytes:
+            room = self._max_bytes - depth + size
             keep = max(0, room - ((self._pushed + room) & 1))
             dropped = size - keep
             self.overrun_bytes += dropped
@@ -202,6 +203,7 @@ class Playout:
             if not keep:
                 return
             audio = audio[:keep]
+            depth += keep - size
             size = keep
         if not self._chunks and 0 < self._idle_ticks <= UNDERRUN_GAP_TICKS and self.frames_played:
             self.underruns += 1
@@ -211,15 +213,14 @@ class Playout:
         else:
             self._chunks.append(audio)
         self._pushed += size
-        depth = self._pushed - self._position
         if depth > self.peak_bytes:
             self.peak_bytes = depth
 
     def mark(self, name: str) -> bool:
         """Queues a mark behind all audio so far. True when it is due at once: nothing is before it."""
-        if self._position >= self._pushed and not self._marks and self._idle_ticks:
+        if self._position >= self._pushed and not self.marks and self._idle_ticks:
             return True
-        self._marks.append((self._pushed, name))
+        self.marks.append((self._pushed, name))
         return False
 
     def clear(self) -> list[str]:
@@ -235,13 +236,13 @@ class Playout:
         self._recovering = 0
         # What follows a clear is a new utterance, however soon it comes: not an underrun.
         self._idle_ticks = UNDERRUN_GAP_TICKS + 1
-        names = [name for _, name in self._marks]
-        self._marks.clear()
+        names = [name for _, name in self.marks]
+        self.marks.clear()
         return names
 
     def due_marks(self) -> list[str]:
         """The marks whose audio has been played to its end. To be called at a tick, before `tick`."""
-        marks = self._marks
+        marks = self.marks
         if not marks or marks[0][0] > self._position:
             return []
         due = []
@@ -266,7 +267,11 @@ class Playout:
         if depth < size:
             return self._tick_short(depth)
         self.frames_played += 1
-        frame = self._take()
+        if not self._head and len(self._chunks[0]) == size:
+            self._position += size
+            frame = self._chunks.popleft()
+        else:
+            frame = self._take()
         if self._recovering:
             frame = self._recover(frame, frames)
         if self._idle_ticks:

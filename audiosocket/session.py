@@ -225,8 +225,9 @@ class Session(Carried):
         else:
             turns.hear_more(payload)
         audio = self._convert(payload)
-        if len(audio) == self._frame_bytes and not self._rest:
-            self._send_frame(audio)
+        if len(audio) == self._frame_bytes and not self._rest and not self.app_blocked:
+            self._sent += 1
+            self._send(self._media(audio))
             return
         # Another ptime than the application's: cut anew, nothing lost.
         self._cut(self._rest + audio)
@@ -315,7 +316,7 @@ class Session(Carried):
 
     def _tick(self) -> bytes:
         playout = self.playout
-        if playout.pending_marks or self._held_marks:
+        if playout.marks or self._held_marks:
             self._due_marks()
         if self._open:
             self._gap_ticks = gap = self._gap_ticks + 1

@@ -213,6 +213,9 @@ class _Socket:
     def set_write_buffer_limits(self, high: int) -> None:
         pass
 
+    def send(self, kind: picows.WSMsgType, message: bytes) -> None:
+        pass
+
     def send_close(self, code: int) -> None:
         self.closes.append(int(code))
 
