@@ -63,7 +63,7 @@ class AppStream(picows.WSListener):
         self.reset = False
         """Whether the connection was torn down (RST, time-out), and not ended by the application in order (FIN)."""
         self.send: Callable[[bytes], None] = _unsent
-        """Sends one text message; without an open connection it does nothing. picows' own call, for the frames' sake."""
+        """Sends one text message; without an open connection it does nothing. It is picows' own call: one step less."""
 
     @property
     def transport(self) -> picows.WSTransport:

@@ -8,6 +8,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from audiosocket.frame_steps import look_up
+
 ULAW_SILENCE = 0xFF
 ALAW_SILENCE = 0xD5
 
@@ -48,16 +50,18 @@ def _to_ulaw_table() -> NDArray[np.uint8]:
 _ULAW = _ulaw_table()
 _ALAW = _alaw_table()
 _TO_ULAW = _to_ulaw_table()
+_ULAW_SAMPLES = _ULAW.tobytes()
+_ALAW_SAMPLES = _ALAW.tobytes()
 
 
 def ulaw_to_pcm(data: bytes) -> bytes:
     """n bytes of μ-law as 2n bytes of little-endian PCM16."""
-    return _ULAW.take(np.frombuffer(data, np.uint8)).tobytes()
+    return look_up(data, _ULAW_SAMPLES)
 
 
 def alaw_to_pcm(data: bytes) -> bytes:
     """n bytes of A-law as 2n bytes of little-endian PCM16."""
-    return _ALAW.take(np.frombuffer(data, np.uint8)).tobytes()
+    return look_up(data, _ALAW_SAMPLES)
 
 
 def pcm_to_pcm(data: bytes) -> bytes:
@@ -70,7 +74,7 @@ def pcm_to_ulaw(data: bytes) -> bytes:
     return _TO_ULAW.take(np.frombuffer(pcm_to_pcm(data), "<u2")).tobytes()
 
 
-_ALAW_TO_ULAW = pcm_to_ulaw(_ALAW.tobytes())
+_ALAW_TO_ULAW = pcm_to_ulaw(_ALAW_SAMPLES)
 
 
 def alaw_to_ulaw(data: bytes) -> bytes:

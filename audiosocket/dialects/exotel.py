@@ -7,7 +7,6 @@ on top and inside `start`, `chunk` and `timestamp` on every media message, nothi
 
 from __future__ import annotations
 
-from binascii import b2a_base64
 from typing import Any
 
 import msgspec
@@ -17,6 +16,7 @@ from audiosocket.dialects import exotel_http
 from audiosocket.dialects.app_messages import AppMessages
 from audiosocket.dialects.base import HttpRequest, Platform, StreamEnd
 from audiosocket.dialects.exotel_http import basic_authorization, number_shown, passthru
+from audiosocket.frame_steps import Parts, media_message
 from audiosocket.g711 import Encoding
 from audiosocket.settings import ExotelOptions, query_parameters
 
@@ -58,11 +58,13 @@ class ExotelDialect(AppMessages):
         self._chunk = 0
         self._next_ms = 0
         quote = b'"' if options.counters == "string" else b""
-        # The message with its four values left open; a stream id from elsewhere must not bring a % of its own.
-        sid = msgspec.json.encode(spec.stream_sid).replace(b"%", b"%%")
-        self._media = (
-            b'{"event":"media","stream_sid":%b,"sequence_number":%b%%d%b,"media":{"chunk":%b%%d%b,"timestamp":"%%d",'
-            b'"payload":"%%b"}}' % (sid, quote, quote, quote, quote)
+        # The message with its four values left out.
+        self._media: Parts = (
+            b'{"event":"media","stream_sid":%b,"sequence_number":%b' % (msgspec.json.encode(spec.stream_sid), quote),
+            b'%b,"media":{"chunk":%b' % (quote, quote),
+            b'%b,"timestamp":"' % quote,
+            b'","payload":"',
+            b'"}}',
         )
         self.encoding = Encoding.PCM16
         self.frame_bytes = options.frame_ms * self._rate // 1000 * 2
@@ -103,7 +105,7 @@ class ExotelDialect(AppMessages):
         self._chunk = chunk = self._chunk + 1
         at = self._next_ms
         self._next_ms = at + self._frame_ms
-        return self._media % (sequence, chunk, at, b2a_base64(audio, newline=False))
+        return media_message(self._media, sequence, chunk, at, audio)
 
     def skip(self, frames: int) -> None:
         self._next_ms += frames * self._frame_ms

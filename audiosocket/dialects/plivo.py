@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hmac
 from base64 import b64encode
-from binascii import b2a_base64
 from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -37,6 +36,7 @@ from audiosocket.dialects.base import (
     Platform,
     StreamEnd,
 )
+from audiosocket.frame_steps import Parts, media_message
 from audiosocket.g711 import Encoding, ulaw_to_pcm
 from audiosocket.settings import PlivoOptions
 from audiosocket.wire import FRAME_MS
@@ -101,11 +101,14 @@ class PlivoDialect(AppMessages):
         self._requests = 0
         self._next_ms = spec.created_at_ms
         self._extra = _extra_headers(spec, options)
-        # The message with its four values left open; what comes from elsewhere must not bring a % of its own.
-        sid, extra = (msgspec.json.encode(text).replace(b"%", b"%%") for text in (self.stream_sid, self._extra))
-        self._media = (
-            b'{"event":"media","sequenceNumber":%%d,"streamId":%b,"media":{"track":"inbound","timestamp":"%%d",'
-            b'"chunk":%%d,"payload":"%%b"},"extra_headers":%b}' % (sid, extra)
+        # The message with its four values left out.
+        sid, extra = (msgspec.json.encode(text) for text in (self.stream_sid, self._extra))
+        self._media: Parts = (
+            b'{"event":"media","sequenceNumber":',
+            b',"streamId":%b,"media":{"track":"inbound","timestamp":"' % sid,
+            b'","chunk":',
+            b',"payload":"',
+            b'"},"extra_headers":%b}' % extra,
         )
         self._content_type = options.content_type.partition(";")[0]
         self.encoding = _ENCODINGS[self._content_type]
@@ -136,7 +139,7 @@ class PlivoDialect(AppMessages):
         self._chunk = chunk = self._chunk + 1
         at = self._next_ms
         self._next_ms = at + FRAME_MS
-        return self._media % (sequence, at, chunk, b2a_base64(audio, newline=False))
+        return media_message(self._media, sequence, at, chunk, audio)
 
     def skip(self, frames: int) -> None:
         self._next_ms += frames * FRAME_MS

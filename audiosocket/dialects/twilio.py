@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hmac
 from base64 import b64encode
-from binascii import b2a_base64
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +18,7 @@ import msgspec
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects.app_messages import AppMessages
 from audiosocket.dialects.base import AppMessage, HttpRequest, Platform, StreamEnd
+from audiosocket.frame_steps import Parts, media_message
 from audiosocket.g711 import Encoding, ulaw_to_pcm
 from audiosocket.settings import TwilioOptions
 from audiosocket.wire import FRAME_MS
@@ -62,11 +62,13 @@ class TwilioDialect(AppMessages):
         self._sequence = 0
         self._chunk = 0
         self._next_ms = 0
-        # The message with its four values left open; a stream id from elsewhere must not bring a % of its own.
-        sid = msgspec.json.encode(self.stream_sid).replace(b"%", b"%%")
-        self._media = (
-            b'{"event":"media","sequenceNumber":"%%d","media":{"track":"inbound","chunk":"%%d","timestamp":"%%d",'
-            b'"payload":"%%b"},"streamSid":%b}' % sid
+        # The message with its four values left out.
+        self._media: Parts = (
+            b'{"event":"media","sequenceNumber":"',
+            b'","media":{"track":"inbound","chunk":"',
+            b'","timestamp":"',
+            b'","payload":"',
+            b'"},"streamSid":%b}' % msgspec.json.encode(self.stream_sid),
         )
         self.encoding = Encoding.ULAW
         self.frame_bytes = FRAME_BYTES
@@ -103,7 +105,7 @@ class TwilioDialect(AppMessages):
         self._chunk = chunk = self._chunk + 1
         at = self._next_ms
         self._next_ms = at + FRAME_MS
-        return self._media % (sequence, chunk, at, b2a_base64(audio, newline=False))
+        return media_message(self._media, sequence, chunk, at, audio)
 
     def skip(self, frames: int) -> None:
         self._next_ms += frames * FRAME_MS
