@@ -66,6 +66,6 @@ class Recorder:
     def _late(self, missed: int, sent: bytes) -> None:
         # Frames that catch up are heard where they belong, right before this tick's own; what was skipped is silence.
         skipped = 1 + missed - len(sent) // self._frame_bytes
-        if skipped:
+        if skipped or len(self._sent) >= BLOCK_TICKS:
             self.flush()
             self._first_tick += skipped

@@ -273,3 +273,19 @@ def test_four_hours_at_24_khz_fit_into_a_file() -> None:
     assert 4 * 3600 * 24_000 * wav.SAMPLE_BYTES < wav.MAX_DATA_BYTES / 3
     assert wav.MAX_DATA_BYTES % wav.SAMPLE_BYTES == 0
     assert len(wav.header(24_000, wav.MAX_DATA_BYTES)) == wav.HEADER_BYTES
+
+
+def test_a_worker_whose_every_tick_is_late_keeps_no_call_in_memory() -> None:
+    blocks: list[Block] = []
+    recorder = Recorder(8000, blocks.append, lambda: START)
+    recorder.tick(0, wire.SILENCE_FRAME)
+    for _ in range(1000):
+        recorder.tick(1, wire.SILENCE_FRAME * 2)  # the one that was missed is caught up with: nothing is skipped
+    recorder.flush()
+    assert max(len(block.sent) for block in blocks) <= BLOCK_TICKS
+    assert recorder.ticks == 2001
+    end = 0
+    for block in blocks:
+        assert block.first_tick == end
+        end += sum(map(len, block.sent)) // len(wire.SILENCE_FRAME)
+    assert end == 2001
