@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ari_app.applications import ApplicationSettings
 from ari_app.call import ending
 from ari_app.call.machine import State, Trigger
 from ari_app.call.onward import Onward, place_of
 from ari_app.domain.termination import Result, Termination
-from ari_app.settings import ApplicationSettings
 from ari_app.store.records import CallRow
 from audiosocket.callspec import CallReport
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ari_app.after import FailureAfterSettings
+from ari_app.applications import ApplicationSettings
 from ari_app.domain.termination import Result, Termination, from_media
-from ari_app.settings import ApplicationSettings
 from audiosocket.callspec import CallReport, EndReason
 
 AFTER_CONTEXT = "trunkbridge-after-application"

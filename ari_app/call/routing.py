@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ari_app.applications import ApplicationSettings
 from ari_app.domain.hangup import Cause
 from ari_app.domain.numbers import InvalidNumber, normalise
 from ari_app.errors import TrunkbridgeError
-from ari_app.settings import ApplicationSettings, Config, RouteSettings
+from ari_app.settings import Config, RouteSettings
 from audiosocket.callspec import WIDEBAND, MediaFormat
 
 ANY = "*"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from ari_app.applications import ApplicationSettings
 from ari_app.ari.client import AriClient
 from ari_app.ari.errors import AriConflict, AriError, AriInvalid, AriMalformed, AriNotFound, AriUnavailable
 from ari_app.call.ending import GONE_UNSEEN
@@ -38,7 +39,7 @@ from ari_app.domain.ids import (
 from ari_app.domain.termination import Termination
 from ari_app.errors import StoreUnavailable, TrunkbridgeError
 from ari_app.fleet.leases import Leases
-from ari_app.settings import ApplicationSettings, ControllerSettings
+from ari_app.settings import ControllerSettings
 from ari_app.store.present import Present
 from audiosocket.callspec import LegOrder, WorkerInfo
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from ari_app.applications import ApplicationSettings
 from ari_app.call.routing import Admission
 from ari_app.domain.ids import LegUuid, RandomBytes, new_call_sid
-from ari_app.settings import ApplicationSettings
 from ari_app.store.records import CallRow
 from audiosocket.callspec import CallSpec, report_stream
 

@@ -14,7 +14,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ari_app.settings import Config, ExotelApplication, PlivoApplication, TwilioApplication, load
+from ari_app.applications import ExotelApplication, PlivoApplication, TwilioApplication
+from ari_app.settings import Config, load
 from audiosocket.errors import ConfigError
 from audiosocket.runtime.config import MAX_FILE_BYTES, MAX_PROBLEMS, validate
 from audiosocket.settings import CONTROL_SECTIONS, NodeSettings, load_node, split_host_port

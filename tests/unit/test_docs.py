@@ -17,6 +17,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from ari_app.after import TransferSettings
+from ari_app.applications import APPLICATIONS
 from ari_app.call.ending import of_refusal, of_report, of_trigger
 from ari_app.call.machine import FORKS, LATE, TABLE, Action, State, Trigger
 from ari_app.call.onward import Onward, after_going_on
@@ -25,7 +26,6 @@ from ari_app.cli.main import trunkbridge
 from ari_app.domain.hangup import Cause
 from ari_app.domain.termination import Result, Termination
 from ari_app.settings import (
-    APPLICATIONS,
     AsteriskSettings,
     ControllerSettings,
     PhoneSettings,

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from ari_app.applications import ApplicationSettings, ExotelApplication
 from ari_app.call.routing import Admission
 from ari_app.controller.spec import call_spec
 from ari_app.domain.ids import LegUuid
-from ari_app.settings import ApplicationSettings, ExotelApplication, RouteSettings
+from ari_app.settings import RouteSettings
 from ari_app.store.records import CallRow
 from audiosocket.callspec import CallSpec, MediaFormat
 

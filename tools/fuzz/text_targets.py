@@ -10,7 +10,7 @@ import click
 import msgspec
 from pydantic import ValidationError
 
-from ari_app.settings import APPLICATIONS
+from ari_app.applications import APPLICATIONS
 from audiosocket.address import split_address
 from audiosocket.callspec import (
     CallNotice,
