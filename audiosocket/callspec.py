@@ -112,6 +112,11 @@ class EndReason(StrEnum):
     WORKER_ERROR = "worker_error"
     """A fault of ours, contained to this call."""
 
+    @classmethod
+    def _missing_(cls, value: object) -> EndReason:
+        # A newer worker's word: its report is not to be lost for it. The detail says what happened.
+        return cls.WORKER_ERROR
+
 
 class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One media leg of one call, as the worker needs it."""

@@ -186,3 +186,21 @@ def test_whatever_is_masked_shows_no_query_and_no_user(odd: str, text: str) -> N
         shown = masked_url(url)
         assert not set("?#@") & set(shown)
         assert masked_url(shown) == shown
+
+
+def test_a_report_with_an_ending_of_a_newer_worker_is_read() -> None:
+    report = msgspec.json.encode(
+        {
+            "call_id": "c",
+            "leg_uuid": "l",
+            "worker_id": "w/0",
+            "reason": "app_of_tomorrow",
+            "detail": "it did something new",
+            "started_at_ms": 1,
+            "ended_at_ms": 2,
+            "figures": {"caller_frames": 7},
+        }
+    )
+    read = msgspec.json.decode(report, type=CallReport)
+    assert (read.reason, read.detail) == (EndReason.WORKER_ERROR, "it did something new")
+    assert read.figures.caller_frames == 7
