@@ -204,6 +204,8 @@ class MediaFigures(msgspec.Struct, kw_only=True):
 
     caller_frames: int = 0
     """Frames that Asterisk sent us."""
+    caller_frames_lost: int = 0
+    """Frames missing in the caller's numbering, which only an RTP leg shows: lost before Asterisk or after it."""
     caller_frames_dropped: dict[str, int] = {}
     """Frames from the caller that did not reach the application, by reason."""
     app_messages_sent: int = 0
@@ -282,7 +284,7 @@ class CallReport(msgspec.Struct, frozen=True, kw_only=True):
     """Where the recording is, in the gateway's words (docs/recording.md); empty: there is none."""
 
 
-NoticeEvent = Literal["connected", "speaking", "digits"]
+NoticeEvent = Literal["attached", "connected", "speaking", "digits"]
 
 
 class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
@@ -291,8 +293,9 @@ class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
     call_id: str
     leg_uuid: str
     event: NoticeEvent
-    """`connected`: the application's stream is open (or what stands in for it can be heard); `speaking`: it has sent
-    its first audio (a prompt is both at once); `digits`: it wants `digits` sent to the caller."""
+    """`attached`: the RTP leg is open; `connected`: the application's stream is, or what stands in for it is heard;
+    `speaking`: it has sent its first audio (a prompt is both at once); `digits`: it wants `digits` sent to the caller.
+    """
     digits: str = ""
     at_ms: int
 
@@ -301,8 +304,13 @@ class LegOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What a controller asks of the worker that carries a leg."""
 
     leg_uuid: str
-    order: Literal["release"]
-    """`release`: the caller has been answered and is bridged."""
+    order: Literal["release", "open", "digits", "end"]
+    """`release`: the caller has been answered and is bridged. For RTP legs besides, which Asterisk itself says nothing
+    about: `open`: Asterisk sends from `remote`, in `media_format`; `digits`: the caller pressed `digits`; `end`."""
+    remote: str = ""
+    """`IP:PORT`, IPv6 in brackets."""
+    media_format: MediaFormat = MediaFormat.ULAW
+    digits: str = ""
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -321,6 +329,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool
     version: str
     started_at_ms: int
+    rtp_port: int = 0
+    """UDP port on `host` for RTP legs; 0: this worker takes AudioSocket only."""
 
 
 _AUTHORITY = re.compile(r"[^/?#]*")

@@ -130,6 +130,7 @@ def _node_options(settings: NodeSettings, index: int) -> WorkerOptions:
     advertise = gateway.advertise or host
     if ipaddress.ip_address(advertise).is_unspecified:
         raise ConfigError(f"gateway.listen {gateway.listen}: Asterisk cannot dial that: set gateway.advertise")
+    rtp_host, rtp_port = split_host_port(gateway.rtp_listen) if gateway.rtp_listen else ("", 0)
     return WorkerOptions(
         worker_id=f"{settings.node}/{index}",
         node=settings.node,
@@ -141,6 +142,8 @@ def _node_options(settings: NodeSettings, index: int) -> WorkerOptions:
         capacity=gateway.capacity,
         drain_seconds=gateway.drain_seconds,
         allow=list(gateway.allow),
+        rtp_host=rtp_host,
+        rtp_port=rtp_port + index,
         recordings=_recordings(settings),
     )
 

@@ -1,4 +1,4 @@
-"""G.711 μ-law and A-law to PCM16, and to the μ-law that some applications want, by table look-up (ITU-T G.711)."""
+"""G.711 μ-law and A-law to PCM16 and back, by table look-up (ITU-T G.711)."""
 
 from __future__ import annotations
 
@@ -47,9 +47,20 @@ def _to_ulaw_table() -> NDArray[np.uint8]:
     return np.asarray(~code & 0xFF, np.uint8)
 
 
+def _to_alaw_table() -> NDArray[np.uint8]:
+    """As `_to_ulaw_table`; A-law's negative half is the ones' complement of the positive one."""
+    sample = np.arange(0x10000, dtype=np.uint16).view(np.int16).astype(np.int32)
+    magnitude = np.where(sample < 0, ~sample, sample) >> 4
+    _, bits = np.frexp(magnitude)
+    segment = np.maximum(bits - 4, 0)  # the two lowest segments have steps of one size
+    code = (segment << 4) | ((magnitude >> np.maximum(segment - 1, 0)) & 0x0F) | np.where(sample < 0, 0, 0x80)
+    return np.asarray(code ^ 0x55, np.uint8)
+
+
 _ULAW = _ulaw_table()
 _ALAW = _alaw_table()
 _TO_ULAW = _to_ulaw_table()
+_TO_ALAW = _to_alaw_table()
 _ULAW_SAMPLES = _ULAW.tobytes()
 _ALAW_SAMPLES = _ALAW.tobytes()
 
@@ -73,6 +84,13 @@ def pcm_to_ulaw(data: bytes) -> bytes:
     """2n bytes of little-endian PCM16 as n bytes of μ-law; an odd last byte, which is no sample, is cut."""
     return _TO_ULAW.take(np.frombuffer(pcm_to_pcm(data), "<u2")).tobytes()
 
+
+def pcm_to_alaw(data: bytes) -> bytes:
+    """2n bytes of little-endian PCM16 as n bytes of A-law; an odd last byte, which is no sample, is cut."""
+    return _TO_ALAW.take(np.frombuffer(pcm_to_pcm(data), "<u2")).tobytes()
+
+
+PCM_TO_G711: dict[str, Callable[[bytes], bytes]] = {"ulaw": pcm_to_ulaw, "alaw": pcm_to_alaw}
 
 _ALAW_TO_ULAW = pcm_to_ulaw(_ALAW_SAMPLES)
 

@@ -29,7 +29,7 @@ from audiosocket.callspec import (
 )
 from audiosocket.dialects import open_dialect
 from audiosocket.errors import ConfigError
-from audiosocket.legs.audiosocket import AudioSocketLeg
+from audiosocket.legs.base import MediaLeg
 from audiosocket.recording.recordings import BLOCK_MS, Recording
 from audiosocket.session import Session
 from audiosocket.stages import Dial, Ending, Finish, Play, Stages
@@ -53,7 +53,7 @@ def _now_ms() -> int:
 class MediaCall:
     """The life of one media leg. `run` never raises, except for its own cancellation."""
 
-    def __init__(self, leg: AudioSocketLeg, spec: CallSpec, services: CallServices) -> None:
+    def __init__(self, leg: MediaLeg, spec: CallSpec, services: CallServices) -> None:
         self.spec = spec
         self.end_reason = EndReason.WORKER_STOPPED
         self._leg = leg
@@ -81,8 +81,18 @@ class MediaCall:
 
     def order(self, order: LegOrder) -> None:
         """What the controller wants of this leg."""
-        if order.order == "release" and self._session is not None:
-            self._session.release()
+        session = self._session
+        if order.order == "end":
+            self._leg.hangup("leg_closed", "the controller said so")
+        elif order.order == "release" and session is not None:
+            session.release()
+        elif order.order == "digits" and session is not None:
+            for digit in order.digits:
+                session.digit(digit)
+
+    def attached(self) -> None:
+        """Tells the controller that the leg is open, where Asterisk does not show it."""
+        self._notify("attached", "")
 
     async def run(self, report: Callable[[CallReport], Awaitable[None]]) -> None:
         """Carries the call to its end, then hands its report to `report`."""
@@ -152,8 +162,7 @@ class MediaCall:
         figures.first_audio_ms = self._first_audio_ms
         figures.setup_app_ms = self._setup_app_ms
         figures.setup_caller_ms = self._setup_caller_ms
-        if self._leg.frames_unsent:
-            figures.frames_dropped["leg_blocked"] = self._leg.frames_unsent
+        self._leg.add_figures(figures)
         return figures
 
     def status(self) -> dict[str, Any]:

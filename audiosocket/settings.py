@@ -265,6 +265,8 @@ class GatewaySettings(Settings):
     """AudioSocket address of worker 0; worker N listens on port + N."""
     status_listen: HostPort = "127.0.0.1:9192"
     """HTTP status address of worker 0; worker N listens on port + N."""
+    rtp_listen: HostPort | None = None
+    """UDP address of worker 0 for RTP media legs; worker N listens on port + N. None: AudioSocket carries all calls."""
     advertise: str | None = None
     """IP literal that Asterisk dials, when it is not the one listened on (0.0.0.0, NAT)."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
@@ -292,12 +294,20 @@ class GatewaySettings(Settings):
 
     @model_validator(mode="after")
     def _ports(self) -> GatewaySettings:
+        if self.rtp_listen is not None and self.advertise is None:
+            dialled, rtp = split_host_port(self.listen)[0], split_host_port(self.rtp_listen)[0]
+            if rtp != dialled and not ipaddress.ip_address(rtp).is_unspecified:
+                raise ValueError(f"rtp_listen: Asterisk sends to the address of listen, {dialled}: use it here too")
         taken: dict[tuple[str, int], str] = {}
-        for name in ("listen", "status_listen"):
+        for name in ("listen", "status_listen", "rtp_listen"):
+            if getattr(self, name) is None:
+                continue
             host, first = split_host_port(getattr(self, name))
             last = first + self.workers - 1
             if last > 65535:
                 raise ValueError(f"{name}: {self.workers} workers would need ports {first} to {last}: begin lower")
+            if name == "rtp_listen":
+                continue  # UDP has ports of its own
             for port in range(first, last + 1):
                 if taken.setdefault((host, port), name) != name:
                     raise ValueError(f"status_listen: port {port} is a worker's AudioSocket port too: move one")

@@ -41,6 +41,15 @@ class WorkerCollector(Collector):
         frames.add_metric(["tx_silence"], totals.silence_played)
         frames.add_metric(["tx_prompt"], totals.prompt_played)
         yield frames
+        yield CounterMetricFamily(
+            "trunkbridge_media_caller_frames_lost",
+            "Frames from Asterisk that the network lost.",
+            totals.caller_frames_lost,
+        )
+        if worker.rtp is not None:
+            yield CounterMetricFamily(
+                "trunkbridge_media_rtp_strangers", "RTP packets from where no leg is.", worker.rtp.strangers
+            )
         yield _by_reason(
             "trunkbridge_media_frames_dropped",
             "Frames that were not passed on.",

@@ -1,7 +1,7 @@
-"""One media worker put together: one process, one event loop, one core, one port.
+"""One media worker put together: one process, one event loop, one core, one port for each kind of leg.
 
-It listens for AudioSocket, asks its call source what each connection stands for, carries the calls, announces itself
-every second, and drains when it is told to stop.
+It listens for AudioSocket, and for RTP where that is configured, asks its call source what each connection stands for,
+carries the calls, announces itself every second, and drains when it is told to stop.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from audiosocket.clock import Clock
 from audiosocket.durations import TurnTimes
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.legs.audiosocket import AudioSocketLeg
+from audiosocket.legs.base import MediaLeg
+from audiosocket.legs.rtp import RtpLeg, RtpPort, parse_address
 from audiosocket.media_call import MediaCall
 from audiosocket.platform_http import PlatformHttp
 from audiosocket.prompts import Prompts
@@ -57,6 +59,9 @@ class WorkerOptions:
     capacity: int = 250
     drain_seconds: float = 30
     allow: list[str] = field(default_factory=list)
+    rtp_host: str = ""
+    """Where RTP legs are taken; empty: nowhere."""
+    rtp_port: int = 0
     recordings: RecordingOptions | None = None
     """None: this worker records nothing, whatever a call asks for."""
 
@@ -68,13 +73,14 @@ class Worker:
         self._options = options
         self._source = source
         self._allowed = [ipaddress.ip_network(network) for network in options.allow]
-        self._legs: set[AudioSocketLeg] = set()
+        self._legs: set[MediaLeg] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._past = MediaFigures()
         self._started_ms = time.time_ns() // 1_000_000
         self._announced = False
         self._stopping = False
         self.port = options.port
+        self.rtp: RtpPort | None = None
         self.clock = Clock(asyncio.get_running_loop())
         self.http = PlatformHttp()
         self.recordings = None if options.recordings is None else Recordings(options.recordings)
@@ -126,6 +132,14 @@ class Worker:
                 f"gateway.listen {options.host}:{options.port}: {error.strerror}: is another worker running there?"
             ) from None
         self.port = server.sockets[0].getsockname()[1]
+        try:
+            self.rtp = RtpPort(options.rtp_host, options.rtp_port) if options.rtp_host else None
+        except OSError as error:
+            server.close()
+            raise ConfigError(
+                f"gateway.rtp_listen {options.rtp_host}:{options.rtp_port}: {error.strerror}: is it an address of this"
+                " machine, and is nobody else there?"
+            ) from None
         status = await self._serve_status()
         if self.recordings is not None:
             self.recordings.start()
@@ -148,6 +162,8 @@ class Worker:
                 await asyncio.wait(self._tasks)
             for leg in list(self._legs):
                 leg.hangup()
+            if self.rtp is not None:
+                self.rtp.close()
             orders.cancel()
             await asyncio.gather(orders, return_exceptions=True)
             await self.http.close()
@@ -161,26 +177,26 @@ class Worker:
 
     # LegOwner
 
-    def leg_connected(self, leg: AudioSocketLeg) -> None:
+    def leg_connected(self, leg: MediaLeg) -> None:
         self._legs.add(leg)
         if self._allowed and not any(ipaddress.ip_address(leg.peer) in network for network in self._allowed):
             self._refuse(leg, "address")
         elif len(self._legs) > self.capacity + SPARE_CONNECTIONS:
             self._refuse(leg, "too_many_connections")
 
-    def leg_identified(self, leg: AudioSocketLeg, leg_uuid: str) -> None:
+    def leg_identified(self, leg: MediaLeg, leg_uuid: str) -> None:
         task = asyncio.create_task(self._serve(leg, leg_uuid), name=f"call {leg_uuid}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def leg_closed(self, leg: AudioSocketLeg) -> None:
+    def leg_closed(self, leg: MediaLeg) -> None:
         self._legs.discard(leg)
         if leg.end_reason != "refused" and not leg.leg_uuid:
             self._refuse_count("no_uuid")
 
     # Inside
 
-    def _refuse(self, leg: AudioSocketLeg, why: str) -> None:
+    def _refuse(self, leg: MediaLeg, why: str) -> None:
         self._refuse_count(why)
         log.warning("leg_refused", why=why, peer=leg.peer, leg_uuid=leg.leg_uuid)
         leg.refuse(why)
@@ -188,7 +204,7 @@ class Worker:
     def _refuse_count(self, why: str) -> None:
         self.refused[why] = self.refused.get(why, 0) + 1
 
-    async def _serve(self, leg: AudioSocketLeg, leg_uuid: str) -> None:
+    async def _serve(self, leg: MediaLeg, leg_uuid: str) -> None:
         try:
             spec = await self._source.take(leg_uuid, leg.peer)
         except SpecRefused as refused:
@@ -203,6 +219,8 @@ class Worker:
             return
         call = MediaCall(leg, spec, self._services)
         self.calls[spec.call_id] = call
+        if isinstance(leg, RtpLeg):
+            call.attached()
         if self._stopping:
             # It was still asking for its spec when all calls were stopped; its controller is told like theirs.
             call.stop(EndReason.WORKER_STOPPED, STOPPED)
@@ -216,10 +234,29 @@ class Worker:
             del self.calls[spec.call_id]
 
     def _order(self, order: LegOrder) -> None:
+        if order.order == "open":
+            self._open(order)
+            return
         for call in self.calls.values():
             if call.spec.leg_uuid == order.leg_uuid:
                 call.order(order)
                 return
+
+    def _open(self, order: LegOrder) -> None:
+        if self.rtp is None:
+            log.error("leg_not_opened", why="this worker has no RTP port", leg_uuid=order.leg_uuid)
+            self._refuse_count("no_rtp")
+            return
+        try:
+            remote = parse_address(order.remote)
+            leg = RtpLeg(self.clock, self, self.rtp, order.leg_uuid, remote, order.media_format)
+        except (OSError, ValueError) as error:
+            log.error("leg_not_opened", why=str(error), remote=order.remote, leg_uuid=order.leg_uuid)
+            self._refuse_count("no_rtp")
+            return
+        self.leg_connected(leg)
+        if not leg.closed.done():
+            self.leg_identified(leg, order.leg_uuid)
 
     async def _drain(self, stop: StopSignal) -> None:
         self.draining = True
@@ -256,6 +293,7 @@ class Worker:
             draining=self.draining,
             version=__version__,
             started_at_ms=self._started_ms,
+            rtp_port=0 if self.rtp is None else self.rtp.port,
         )
         try:
             await self._source.announce(info)

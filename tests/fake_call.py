@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from msgspec.structs import replace
+
 from ari_app.ari.errors import AriInvalid, AriNotFound
 from ari_app.ari.events import ChannelDestroyed, ChannelHangupRequest, Event, StasisEnd, StasisStart
 from ari_app.ari.models import AsteriskInfo, Bridge, BuildStatus, BuildSystem, CallerId, Channel, DialplanPoint, EpochMs
@@ -38,6 +40,8 @@ from tests.worker_rig import until
 
 CALLER = ChannelId("1795226880.12")
 NUMBER = "+918000000001"
+MEDIA_ADDRESS = "127.0.0.1:14000"
+"""Where Asterisk has its end of an RTP leg."""
 WORKER = WorkerInfo(
     worker_id="gw/0",
     node="gw",
@@ -48,7 +52,7 @@ WORKER = WorkerInfo(
     active=0,
     draining=False,
     version="1",
-    started_at_ms=0,
+    started_at_ms=1000,
 )
 
 Hook = Callable[["Neighbours"], Awaitable[None]]
@@ -162,6 +166,12 @@ class Neighbours:
     """Whether a snoop channel does."""
     listened: dict[str, str] = field(default_factory=dict)
     """Snoop channel to the channel that it listens to."""
+    rtp: bool = False
+    """Whether the worker takes RTP legs."""
+    opens_legs: bool = True
+    """Whether it opens those that it is told to."""
+    alive: bool = True
+    hears_orders: bool = True
     first_word: str = "connected"
     """The worker's notice of a held leg; empty: it gives none."""
     orders: list[tuple[str, LegOrder]] = field(default_factory=list)
@@ -208,7 +218,7 @@ class Neighbours:
             # A channel that came through the dialplan is silent from here on, unless it was subscribed to.
             if identifier in self.subscribed or kind_of(identifier) is Kind.MEDIA:
                 self.emit(ChannelDestroyed(**about, cause=cause, cause_txt="x"))
-        leg = self.legs.pop(identifier, None)
+        leg = None if self.rtp else self.legs.pop(identifier, None)
         if leg is not None and self.reports:
             self.report(leg)
 
@@ -223,7 +233,7 @@ class Neighbours:
         self.destroy(self.media)
         self.report(leg, reason, **more)
 
-    def notice(self, leg: str, event: Literal["connected", "speaking", "digits"], digits: str = "") -> None:
+    def notice(self, leg: str, event: Literal["attached", "connected", "speaking", "digits"], digits: str = "") -> None:
         """The worker tells something of a leg that goes on."""
         spec = self.specs[leg]
         told = CallNotice(call_id=spec.call_id, leg_uuid=leg, event=event, digits=digits, at_ms=0)
@@ -372,6 +382,19 @@ class Neighbours:
 
         await self._step("snoop", effect)
 
+    async def external_rtp(
+        self, identifier: ChannelId, *, host: str, leg_uuid: str, media_format: str
+    ) -> tuple[Channel, str]:
+        def effect() -> None:
+            assert (host, media_format) == ("127.0.0.1:9292", "alaw")
+            self.channels[identifier] = replace(channel(identifier), name="UnicastRTP/127.0.0.1:9292-0x1")
+            self.legs[identifier] = leg_uuid
+            if self.starts_media:
+                self.emit(StasisStart(**self._about(identifier), args=[leg_uuid]))
+
+        await self._step("external_rtp", effect)
+        return channel(identifier), MEDIA_ADDRESS
+
     async def create_bridge(self, identifier: BridgeId) -> None:
         def effect() -> None:
             self.bridges[identifier] = set()
@@ -423,7 +446,7 @@ class Neighbours:
         def effect() -> WorkerInfo:
             self.held[call_id] = WORKER.worker_id
             self.granted[call_id] += 1
-            return WORKER
+            return replace(WORKER, rtp_port=9292 if self.rtp else 0)
 
         return cast(WorkerInfo, await self._step("acquire", effect))
 
@@ -439,8 +462,25 @@ class Neighbours:
         self.renewals.append(dict(workers))
         return set()
 
-    async def send_order(self, worker_id: str, order: LegOrder) -> None:
-        await self._step("send_order", lambda: self.orders.append((worker_id, order)))
+    async def send_order(self, worker_id: str, order: LegOrder) -> bool:
+        def effect() -> bool:
+            self.orders.append((worker_id, order))
+            leg = order.leg_uuid
+            if order.order == "open" and self.opens_legs and self.hears_orders:
+                assert order.remote == MEDIA_ADDRESS
+                self.notice(leg, "attached")
+                if self.specs[leg].held and self.first_word:
+                    self.notice(leg, cast(Any, self.first_word))
+            if order.order == "end" and leg in self.legs.values() and self.hears_orders:
+                self.legs = {media: known for media, known in self.legs.items() if known != leg}
+                if self.reports:
+                    self.report(leg)
+            return self.hears_orders
+
+        return bool(await self._step("send_order", effect))
+
+    async def workers(self) -> list[WorkerInfo]:
+        return [WORKER] if self.alive else []
 
     async def put_spec(self, spec: CallSpec) -> None:
         def effect() -> None:

@@ -145,12 +145,33 @@ class AriClient:
         `AriRejected` too (not a conflict), after Asterisk has connected and hung up again.
         After `AriUnavailable` hang the channel up with `missing_ok`: it may exist.
         """
+        return await self._external(channel_id, host, "audiosocket", "tcp", leg_uuid, media_format)
+
+    async def external_rtp(
+        self, channel_id: ChannelId, *, host: str, leg_uuid: LegUuid, media_format: str
+    ) -> tuple[Channel, str]:
+        """Creates an RTP channel to `host` (`IP:PORT`) that enters our application, and tells the address that it sends
+        from and listens on (`IP:PORT`, IPv6 in brackets). `media_format` is `ulaw` or `alaw`: Asterisk sends other
+        formats under payload types of its own choice. Nobody need be there at `host`. Otherwise as `external_media`.
+
+        Raises `AriMalformed` when Asterisk tells no address; the channel exists then.
+        """
+        channel = await self._external(channel_id, host, "rtp", "udp", leg_uuid, media_format)
+        told = channel.channelvars
+        address, port = told.get("UNICASTRTP_LOCAL_ADDRESS", ""), told.get("UNICASTRTP_LOCAL_PORT", "")
+        if not address or not port:
+            raise AriMalformed("POST", "/channels/externalMedia", 200, "no UNICASTRTP_LOCAL_ADDRESS and _PORT")
+        return channel, f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+    async def _external(
+        self, channel_id: ChannelId, host: str, encapsulation: str, transport: str, leg_uuid: LegUuid, media_format: str
+    ) -> Channel:
         query = {
             "channelId": channel_id,
             "app": self.app,
             "external_host": host,
-            "encapsulation": "audiosocket",
-            "transport": "tcp",
+            "encapsulation": encapsulation,
+            "transport": transport,
             "format": media_format,
             "data": leg_uuid,
         }

@@ -24,6 +24,7 @@ from ari_app.call.fork import said
 from ari_app.call.machine import AWAY, State, Trigger
 from ari_app.call.onward import Onward
 from ari_app.call.routing import Admission
+from ari_app.controller.rtp_leg import RtpLeg
 from ari_app.controller.spec import call_spec
 from ari_app.controller.story import Story, now
 from ari_app.domain.ids import (
@@ -41,7 +42,7 @@ from ari_app.errors import StoreUnavailable, TrunkbridgeError
 from ari_app.fleet.leases import Leases
 from ari_app.settings import ControllerSettings
 from ari_app.store.present import Present
-from audiosocket.callspec import LegOrder, WorkerInfo
+from audiosocket.callspec import LegOrder, MediaFormat, WorkerInfo
 
 if TYPE_CHECKING:
     from ari_app.controller.actor import CallActor
@@ -101,6 +102,7 @@ class CallActions:
         self.bridged = self.media_started
         """The bridge may be there: removing one that is not is harmless."""
         self._forks = forks
+        self.rtp_leg = RtpLeg(call_id, self._send_order, lambda: self._leg_uuid)
         self._services = services
         self._story = story
         self._worker: WorkerInfo | None = None
@@ -192,22 +194,28 @@ class CallActions:
         self._story.update(state=state.value, answered_at=now())
         return Message(Trigger.ANSWERED)
 
-    async def attach(self, actor: CallActor, media_format: str) -> Message | None:
-        """Creates the media channel."""
+    async def attach(self, actor: CallActor, media_format: MediaFormat) -> Message | None:
+        """Creates the media channel: RTP where the worker takes it and the format is G.711, otherwise AudioSocket."""
         worker = self._worker
         assert worker is not None
         host = f"[{worker.host}]" if ":" in worker.host else worker.host
         self._services.register(self.media_channel, actor)
         self.media_live = self.report_due = True
+        by_rtp = self.rtp_leg.choose(worker, media_format)
+        port = worker.rtp_port if by_rtp else worker.port
+        create = self._services.ari.external_rtp if by_rtp else self._services.ari.external_media
         try:
-            await self._services.ari.external_media(
-                self.media_channel, host=f"{host}:{worker.port}", leg_uuid=self._leg_uuid, media_format=media_format
+            created = await create(
+                self.media_channel, host=f"{host}:{port}", leg_uuid=self._leg_uuid, media_format=media_format.value
             )
         except (AriMalformed, AriUnavailable) as error:
+            self.report_due = not by_rtp
             return Message(Trigger.MEDIA_FAILED, detail=str(error))  # it may exist: it is torn down
         except AriError as error:
             self.media_live = self.report_due = False
             return Message(Trigger.MEDIA_FAILED, detail=str(error))
+        if isinstance(created, tuple):
+            return await self._open_leg(created[1], media_format)
         return None  # its StasisStart is what counts
 
     async def snoop(self, actor: CallActor) -> Message | None:
@@ -225,6 +233,23 @@ class CallActions:
             self.snoop_live = False
             return Message(Trigger.SNOOP_FAILED, detail=str(error))
         return None  # its StasisStart is what counts
+
+    async def _open_leg(self, remote: str, media_format: MediaFormat) -> Message | None:
+        try:
+            if await self.rtp_leg.open(remote, media_format):
+                return None  # its notice that the leg is open is what counts
+        except StoreUnavailable as error:
+            return Message(Trigger.MEDIA_FAILED, detail=str(error))  # it may have heard
+        self.report_due = False
+        return Message(Trigger.MEDIA_FAILED, detail="the worker does not hear orders")
+
+    async def end_leg(self) -> None:
+        """Tells the worker of an RTP leg that it is over."""
+        if self.rtp_leg.used and self.report_due:
+            await self.rtp_leg.end()
+
+    async def _send_order(self, order: LegOrder) -> bool:
+        return await self._services.present.send_order(self._story.row.worker_id or "", order)
 
     async def join(self) -> Message | None:
         """Puts media and caller, or the channel that listens to him, into a bridge."""
@@ -248,11 +273,10 @@ class CallActions:
 
     async def release(self) -> None:
         """Tells the worker of a held leg that the caller is there; his first audio would tell it too."""
-        worker_id = self._story.row.worker_id or ""
         try:
-            await self._services.present.send_order(worker_id, LegOrder(leg_uuid=self._leg_uuid, order="release"))
+            await self._send_order(LegOrder(leg_uuid=self._leg_uuid, order="release"))
         except StoreUnavailable as error:
-            self._log.warning("release_not_sent", worker=worker_id, detail=str(error))
+            self._log.warning("release_not_sent", worker=self._story.row.worker_id, detail=str(error))
 
     async def go_on(self, place: Onward) -> Message:
         """Hands the caller to the dialplan, where he is nobody's here any more, unless his call forks."""
@@ -363,6 +387,7 @@ class CallActions:
                 self._log.warning("hangup_failed", channel=self.caller_channel, detail=str(error))
 
     async def _hang_up_media(self) -> None:
+        await self.end_leg()
         if self.media_live:
             try:
                 if not await self._services.ari.hangup(self.media_channel, missing_ok=True):

@@ -22,6 +22,7 @@ from ari_app.call.machine import AWAY, OVER, TIMERS, Action, CallMachine, State,
 from ari_app.call.onward import Onward, after_going_on, onward
 from ari_app.call.routing import Admission, NotAdmitted
 from ari_app.controller.actions import CallActions, Message, Services
+from ari_app.controller.rtp_leg import CallerDigit
 from ari_app.controller.story import Story, now
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import CallId, ChannelId
@@ -39,6 +40,9 @@ DIGITS = re.compile(r"[0-9A-Da-d*#wW]{1,100}")
 """What may be sent to a caller: keys, and Asterisk's pauses of half a second and of one."""
 
 log = structlog.get_logger(__name__)
+
+
+_Told = Message | CallReport | CallNotice | CallerDigit
 
 
 class CallActor:
@@ -66,11 +70,12 @@ class CallActor:
         self._story = story
         self._admission = admission
         self._actions = CallActions(services, story, caller_channel, state, forks=forks)
+        self.rtp_leg = self._actions.rtp_leg
         self.caller_channel = caller_channel
         """Asterisk's id of the caller's channel; those of the others are ours, whether they exist or not."""
         self.media_channel = self._actions.media_channel
         self.snoop_channel = self._actions.snoop_channel
-        self._inbox: asyncio.Queue[Message | CallReport | CallNotice] = asyncio.Queue(INBOX_MESSAGES)
+        self._inbox: asyncio.Queue[_Told] = asyncio.Queue(INBOX_MESSAGES)
         self._first_word = ""
         self._termination: Termination | None = None
         self._caller_cause: int | None = None
@@ -109,9 +114,15 @@ class CallActor:
         self._put(message)
 
     def start_media(self) -> None:
-        """The media channel has entered Stasis."""
+        """The media channel has entered Stasis; an RTP leg besides has to be open."""
         self._actions.media_started = True
-        self._put(Message(Trigger.MEDIA_STARTED))
+        if self.rtp_leg.attached or not self.rtp_leg.used:
+            self._put(Message(Trigger.MEDIA_STARTED))
+
+    def digit(self, digit: str) -> None:
+        """A key of the caller's, which AudioSocket passes on by itself."""
+        if self.rtp_leg.used:
+            self._put(CallerDigit(digit))
 
     def start_snoop(self) -> None:
         """The channel that listens to the caller has entered Stasis."""
@@ -123,12 +134,19 @@ class CallActor:
 
     def notice(self, notice: CallNotice) -> None:
         """Queues what the worker says of the call's own leg while it goes on."""
-        if notice.leg_uuid == self._story.row.leg_uuid:
+        if notice.leg_uuid != self._story.row.leg_uuid:
+            return
+        if notice.event != "attached":
             self._put(notice)
+        elif not self.rtp_leg.attached:
+            self.rtp_leg.attached = True
+            if self._actions.media_started:
+                self._put(Message(Trigger.MEDIA_STARTED))
 
-    def adopt(self, max_seconds: int, caller_live: bool, media_live: bool, snoop_live: bool) -> None:
+    def adopt(self, max_seconds: int, caller_live: bool, media_live: bool, snoop_live: bool, by_rtp: bool) -> None:
         """Takes over a call that another controller has set up; what of it lives has just been listed."""
         row = self._story.row
+        self.rtp_leg.used = by_rtp
         self._actions.adopt(self.machine.state, caller_live, media_live, snoop_live)
         elapsed = (now() - (row.answered_at or row.created_at)).total_seconds()
         self._deadline = self._ends = time.monotonic() + max(0.0, max_seconds - elapsed)
@@ -182,7 +200,7 @@ class CallActor:
             self._actions.caller_live = not isinstance(error, AriNotFound)
         await self._step(Message(Trigger.REFUSED))
 
-    def _put(self, message: Message | CallReport | CallNotice) -> None:
+    def _put(self, message: _Told) -> None:
         try:
             self._inbox.put_nowait(message)
         except asyncio.QueueFull:
@@ -190,18 +208,24 @@ class CallActor:
             self._lost_unseen = True
             self._log.error("call_inbox_full", lost=self.lost_messages)
 
-    async def _next(self) -> Message | CallReport | CallNotice:
+    async def _next(self) -> _Told:
         try:
             async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
                 return await self._inbox.get()
         except TimeoutError:
             return Message(TIMERS[self.machine.state])
 
-    async def _handle(self, message: Message | CallReport | CallNotice) -> None:
+    async def _handle(self, message: _Told) -> None:
         if isinstance(message, CallReport):
             self._take_report(message)
             if self.machine.state is State.REPORTING:
                 await self._step(self._why())
+            elif self.rtp_leg.used:
+                # Asterisk does not see that the worker has gone from an RTP leg.
+                await self._step(Message(Trigger.MEDIA_GONE))
+        elif isinstance(message, CallerDigit):
+            if self.machine.state is State.TALKING:
+                await self.rtp_leg.pass_digit(message.digit)
         elif isinstance(message, CallNotice):
             await self._take_notice(message)
         else:
@@ -316,7 +340,7 @@ class CallActor:
                 return await actions.ring()
             case Action.ATTACH:
                 assert isinstance(self._admission, Admission)
-                return await actions.attach(self, self._admission.media_format.value)
+                return await actions.attach(self, self._admission.media_format)
             case Action.LISTEN:
                 self._story.update(state=State.AWAITING.value)
                 return Message(Trigger.FIRST_WORD, detail=self._first_word) if self._first_word else None
@@ -328,6 +352,7 @@ class CallActor:
                 if isinstance(self._admission, Admission) and self._admission.held:
                     await actions.release()
             case Action.INQUIRE:
+                await actions.end_leg()
                 return None if actions.report_due else self._why()
             case Action.CONTINUE:
                 place = self._onward if self._fork is None else self._fork.place

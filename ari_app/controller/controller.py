@@ -46,6 +46,8 @@ from ari_app.store.writer import RecordWriter
 from audiosocket.callspec import CallNotice, CallReport
 
 ORPHAN_SECONDS = 2.0
+WATCH_SECONDS = 2.0
+"""How often the workers of RTP legs are looked for; one that is missed twice is gone."""
 UNREPORTED_CALLS = 1000
 """Calls that ended without their worker's report whose records are kept at hand for it."""
 ROUTELESS_SECONDS = 3600
@@ -65,6 +67,7 @@ class Controller:
         self._config = config
         self._ari = ari
         self._leases = leases
+        self._present = present
         self._calls = calls
         self._writer = writer
         self._router = Router(config)
@@ -132,6 +135,26 @@ class Controller:
                 if lost:
                     log.warning("leases_lost", calls=len(lost))
 
+    async def watch_workers(self) -> None:
+        """Ends RTP legs whose worker is gone, for ever: of AudioSocket legs Asterisk sees it, of these nobody does."""
+        missed: set[str] = set()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            actors = [actor for actor in self._actors.values() if actor.rtp_leg.used]
+            if not actors:
+                continue
+            try:
+                runs = {info.worker_id: info.started_at_ms for info in await self._present.workers()}
+            except StoreUnavailable:
+                continue  # of the workers nothing is known, and calls go on
+            # A Redis that has just come back knows no worker for a moment.
+            gone, missed = missed - set(runs), {actor.worker_id for actor in actors} - set(runs)
+            for actor in actors:
+                worker, leg = actor.worker_id, actor.rtp_leg
+                leg.worker_started_ms = leg.worker_started_ms or runs.get(worker, 0)
+                if worker in gone or runs.get(worker, leg.worker_started_ms) != leg.worker_started_ms:
+                    actor.tell(Message(Trigger.MEDIA_GONE, detail=f"worker {worker} is gone"))
+
     async def stop(self) -> None:
         """Leaves the calls to the next controller: their actors end here, their channels go on."""
         left = len(self._actors)
@@ -186,6 +209,8 @@ class Controller:
             actor.tell(Message(Trigger.CALLER_LEFT if is_caller else Trigger.MEDIA_GONE))
         elif isinstance(event, ChannelDtmfReceived):
             self.counts["digits"] += 1
+            if is_caller:
+                actor.digit(event.digit)
 
     def _arrived(self, channel: Channel, line: str, dialled: str) -> None:
         calls_on_line = sum(actor.line == line for actor in self._actors.values())
@@ -347,7 +372,9 @@ class Controller:
             route = self._router.find(row.trunk or "", row.callee or "")
             seconds = ROUTELESS_SECONDS if route is None else route.max_seconds
             caller_live = caller_here or (channel is not None and state in AWAY)
-            actor.adopt(seconds, caller_live, actor.media_channel in channels, actor.snoop_channel in channels)
+            media, snoop_live = channels.get(actor.media_channel), actor.snoop_channel in channels
+            by_rtp = media is not None and media.name.startswith("UnicastRTP/")
+            actor.adopt(seconds, caller_live, media is not None, snoop_live, by_rtp)
 
     def _adopted_state(self, row: CallRow, *, in_dialplan: bool) -> State:
         """The state that a call is adopted in. The record of a fork may be older than its caller's going on."""

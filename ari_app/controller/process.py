@@ -69,6 +69,7 @@ async def serve(config: Config, stop: StopSignal) -> None:
                     tasks.create_task(read_reports(), name="reports"),
                     tasks.create_task(commands.run(controller.on_command), name="commands"),
                     tasks.create_task(controller.renew_leases(), name="leases"),
+                    tasks.create_task(controller.watch_workers(), name="workers"),
                     tasks.create_task(_watch(controller), name="watchdog"),
                 ]
                 await stop.requested.wait()

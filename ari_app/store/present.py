@@ -101,10 +101,10 @@ class Present:
         found = (_decode(payload, WorkerInfo) for payload in payloads if payload is not None)
         return [info for info in found if info is not None]
 
-    async def send_order(self, worker_id: str, order: LegOrder) -> None:
-        """Tell a worker what to do with a leg that it carries; a worker that does not listen misses it."""
+    async def send_order(self, worker_id: str, order: LegOrder) -> bool:
+        """Tell a worker what to do with a leg; whether it listens. One that does not misses it."""
         async with redis_call(redis_unavailable):
-            await self._redis.publish(orders_channel(worker_id), msgspec.json.encode(order))
+            return bool(await self._redis.publish(orders_channel(worker_id), msgspec.json.encode(order)))
 
     async def send_command(self, node: str, command: Command) -> None:
         """Tell the controller of `node`. Raises `Unavailable` when no controller of that node listens."""

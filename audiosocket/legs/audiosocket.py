@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import uuid
-from typing import Protocol, cast
+from typing import cast
 
 import structlog
 
 from audiosocket import wire
+from audiosocket.callspec import MediaFigures
 from audiosocket.clock import Clock
 from audiosocket.errors import WireError
+from audiosocket.legs.base import LegOwner
 from audiosocket.session import Session
 
 UUID_SECONDS = 2.0
@@ -30,21 +32,8 @@ BLOCKED_TICKS = 500
 log = structlog.get_logger(__name__)
 
 
-class LegOwner(Protocol):
-    """Who is told what happens on a leg. No call may raise."""
-
-    def leg_connected(self, leg: AudioSocketLeg) -> None:
-        """A peer has connected; `leg.peer` is its address."""
-
-    def leg_identified(self, leg: AudioSocketLeg, leg_uuid: str) -> None:
-        """Asterisk has sent the UUID."""
-
-    def leg_closed(self, leg: AudioSocketLeg) -> None:
-        """The connection is gone; `leg.end_reason` and `leg.end_detail` say why. Told exactly once."""
-
-
 class AudioSocketLeg(asyncio.Protocol):
-    """One connection. `session` is set by the owner once it knows the call; until then silence is sent."""
+    """One connection. See `MediaLeg`."""
 
     def __init__(self, clock: Clock, owner: LegOwner) -> None:
         self._clock = clock
@@ -134,6 +123,11 @@ class AudioSocketLeg(asyncio.Protocol):
     def refuse(self, detail: str) -> None:
         """Ends a connection that stands for no call here."""
         self.hangup("refused", detail)
+
+    def add_figures(self, figures: MediaFigures) -> None:
+        """Puts in what only the leg knows."""
+        if self.frames_unsent:
+            figures.frames_dropped["leg_blocked"] = self.frames_unsent
 
     # Inside
 

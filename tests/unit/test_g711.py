@@ -96,3 +96,14 @@ def test_every_media_format_becomes_every_encoding() -> None:
     ulaw = silence["ulaw"]
     assert g711.CONVERTERS[g711.Encoding.ULAW]["ulaw"](ulaw) is ulaw
     assert g711.CONVERTERS[g711.Encoding.ULAW]["slin"](silence["slin"]) == g711.silent_frame(g711.Encoding.ULAW, 8000)
+
+
+def test_every_sample_as_a_law_is_what_the_formula_says() -> None:
+    samples = np.arange(-32768, 32768, dtype=np.int32).astype("<i2")
+    assert g711.pcm_to_alaw(samples.tobytes()) == formula.alaw_encode(samples)
+    assert g711.pcm_to_alaw(b"\x00\x00\x03") == bytes([g711.ALAW_SILENCE])
+
+
+def test_a_law_survives_being_linear() -> None:
+    codes = bytes(range(256))
+    assert g711.pcm_to_alaw(g711.alaw_to_pcm(codes)) == codes

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from audiosocket.cli import gateway
+from audiosocket.cli import _node_options, gateway
 from audiosocket.errors import ConfigError
+from audiosocket.settings import GatewaySettings, NodeSettings
 
 pytestmark = pytest.mark.unit
 
@@ -77,3 +78,12 @@ def test_an_auth_token_that_cannot_be_had(tmp_path: Path, content: bytes | None,
     assert isinstance(result.exception, ConfigError)
     assert f"secret file {path}" in str(result.exception)
     assert expected in str(result.exception)
+
+
+def test_every_worker_has_its_own_ports() -> None:
+    plain = GatewaySettings(workers=3)
+    both = GatewaySettings(workers=3, rtp_listen="0.0.0.0:9292")
+    for found, rtp in ((plain, ("", 2)), (both, ("0.0.0.0", 9294))):
+        options = _node_options(NodeSettings(node="gw", store="embedded", gateway=found), 2)
+        assert (options.port, options.status_port) == (9094, 9194)
+        assert (options.rtp_host, options.rtp_port) == rtp

@@ -1,0 +1,47 @@
+"""What a media leg is to the call it carries and to the worker, whichever kind it is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from audiosocket.callspec import MediaFigures
+from audiosocket.session import Session
+
+
+class MediaLeg(Protocol):
+    """One call's audio between Asterisk and this worker. It ticks its session every 20 ms, whatever happens."""
+
+    leg_uuid: str
+    """Empty until it is known."""
+    peer: str
+    """Asterisk's address, an IP literal."""
+    session: Session | None
+    """Set by the owner once it knows the call; until then silence is sent."""
+    end_reason: str
+    """Why the leg ended, an `EndReason`, or `refused`."""
+    end_detail: str
+    closed: asyncio.Future[None]
+    """Done when the leg is gone."""
+
+    def hangup(self, reason: str = "leg_closed", detail: str = "") -> None:
+        """Ends the leg; harmless when it has ended."""
+
+    def refuse(self, detail: str) -> None:
+        """Ends a leg that stands for no call here."""
+
+    def add_figures(self, figures: MediaFigures) -> None:
+        """Puts in what only the leg knows."""
+
+
+class LegOwner(Protocol):
+    """Who is told what happens on a leg. No call may raise."""
+
+    def leg_connected(self, leg: MediaLeg) -> None:
+        """A peer has connected; `leg.peer` is its address."""
+
+    def leg_identified(self, leg: MediaLeg, leg_uuid: str) -> None:
+        """Which leg it is, is known."""
+
+    def leg_closed(self, leg: MediaLeg) -> None:
+        """The leg is gone; `leg.end_reason` and `leg.end_detail` say why. Told exactly once."""
