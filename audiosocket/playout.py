@@ -37,7 +37,11 @@ WINDOW_TICKS = 25
 SETTLE_TICKS = 5
 """Ticks over which the excess after a stall is taken: short enough to start early, long enough to skip jitter."""
 RECOVERY_TICKS = 150
-"""How long a recovery may last. Its pace is set for half of it."""
+"""How long frames may be merged after a stall. The pace is set for half of it."""
+PATIENT_TICKS = 1500
+"""How long silence is then waited for, to drop what still stands: 30 s."""
+HICCUP_FRAMES = 2
+"""A stall of up to 40 ms is no reason to touch speech, and no more than this is dropped while silence is waited for."""
 MAX_STALL_FRAMES = 50
 """What of one stall is worked off at most (1 s): beyond it the source itself must have stopped too."""
 SILENCE_PEAK = 192
@@ -293,7 +297,12 @@ class Playout:
             self._baseline = standing
             self._budget = 0
         self._budget = min(self._budget + min(frames, MAX_STALL_FRAMES), 3 * MAX_STALL_FRAMES)
-        self._recovering = RECOVERY_TICKS
+        if frames <= HICCUP_FRAMES:
+            if self._recovering > PATIENT_TICKS:
+                return  # part of a longer one
+            self._recovering = PATIENT_TICKS
+        else:
+            self._recovering = PATIENT_TICKS + RECOVERY_TICKS
         self._settle = 0
         self._excess = 0
         self._since_cut = 0
@@ -373,16 +382,19 @@ class Playout:
 
     def _recover(self, frame: bytes, frames: int) -> bytes:
         # The least depth of the last few ticks is what stands in the queue; jitter above it comes and goes.
+        patient = self._recovering <= PATIENT_TICKS
         self._settle_min = frames if self._settle == 0 else min(self._settle_min, frames)
         self._settle += 1
         self._since_cut += 1
-        if self._settle == SETTLE_TICKS:
+        if self._settle >= (WINDOW_TICKS if patient else SETTLE_TICKS):
             self._settle = 0
-            self._excess = self._settle_min - self._baseline - 1
+            self._excess = self._settle_min - self._baseline - (not patient)
             self._pace = max(2, min(self._pace, 70 // max(1, self._excess)))
             if self._excess > self._budget + LEAD_FRAMES:
                 # More than the stall can have left behind: the application sent a whole utterance. Nothing is late.
                 self._recovering = self._excess = 0
+            if patient:
+                self._budget = min(self._budget, HICCUP_FRAMES)
         if self._excess <= 0 or self._budget <= 0:
             return frame
         merged = False
@@ -390,7 +402,7 @@ class Playout:
             frame = self._cut()
             merged = True
         # Of speech two frames are merged into one, no more often than needed to be done in time.
-        if not merged and self._can_cut() and self._since_cut >= self._pace:
+        if not (merged or patient) and self._can_cut() and self._since_cut >= self._pace:
             self._since_cut = 0
             frame = _merge(frame, self._cut())
         return frame

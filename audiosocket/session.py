@@ -28,7 +28,7 @@ CATCH_UP_FRAMES = 2
 STALE_FRAMES = 10
 """Of caller audio that arrives in one piece after a stall, what is kept: the latest 200 ms."""
 STALL_TICKS = 3
-"""From this many missed ticks or backlogged frames on, a stall is noted and its delay worked off."""
+"""From so many missed ticks, or more backlogged frames, on a stall is counted and its delay worked off at once."""
 GAP_TICKS = 5
 """After 100 ms without a frame from the caller (RTP loss, hold, a digit being pressed) silence takes its place, from
 the start of the gap on: applications expect a continuous stream."""
@@ -198,6 +198,8 @@ class Session(Carried):
     def caller_backlog(self, frames: int) -> int:
         """Audio frames have arrived in one piece: how many of them, the oldest, are too old to be passed on."""
         if frames <= STALL_TICKS:
+            if frames > 1 and self.ticks > GAP_TICKS:
+                self.playout.note_stall(frames - 1)
             return 0
         if self.ticks > GAP_TICKS:
             self._note_stall(frames)
@@ -351,6 +353,8 @@ class Session(Carried):
         self.ticks_late += 1
         if missed >= STALL_TICKS:
             self._note_stall(missed)
+        else:
+            self.playout.note_stall(missed)
         frames = [self._tick()]
         for _ in range(min(missed, CATCH_UP_FRAMES)):
             # Only audio is worth catching up with; the caller hears silence soon enough.

@@ -217,6 +217,37 @@ def test_the_delay_of_three_stalls_is_worked_off_within_two_seconds(kind: str) -
     assert playout.recovered_frames >= 40
 
 
+@pytest.mark.parametrize("late", [1, 2])
+def test_what_a_hiccup_leaves_standing_goes_with_the_next_silence(late: int) -> None:
+    talking, silent = tone(100), [bytes(FRAME_BYTES)]
+    frames = (talking * 3)[:230] + silent * 60
+    playout, depths = live_source([(100, late)], len(frames), frames)
+    assert set(depths[100:229]) == {late}  # speech is left as it is
+    assert set(depths[-10:]) == {0}
+    assert playout.recovered_frames == late
+
+
+def test_the_last_frame_of_a_stall_goes_with_silence_too() -> None:
+    frames = tone(400) + [bytes(FRAME_BYTES)] * 100
+    _, depths = live_source([(100, 15)], len(frames), frames)
+    assert set(depths[350:380]) == {1}
+    assert set(depths[-10:]) == {0}
+
+
+def test_a_hiccup_costs_no_more_than_its_frame_of_silence() -> None:
+    playout = Playout(300)
+    for _ in range(60):
+        playout.push(bytes(FRAME_BYTES))
+        playout.tick()
+    playout.note_stall(1)
+    playout.push(bytes(FRAME_BYTES) * 8)  # from now on the application is 160 ms ahead
+    for _ in range(300):
+        playout.push(bytes(FRAME_BYTES))
+        playout.tick()
+    assert playout.recovered_frames == 1
+    assert playout.depth_bytes == 7 * FRAME_BYTES
+
+
 def test_a_stall_does_not_cost_an_application_that_keeps_its_own_lead() -> None:
     playout = Playout(300)
     audio = tone(400)
