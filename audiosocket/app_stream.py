@@ -198,18 +198,17 @@ class AppStream(picows.WSListener):
 
 
 class Dialler:
-    """Opens WebSockets to applications; one per worker, for it keeps the TLS context."""
+    """Opens WebSockets to applications; one per worker, for it keeps the TLS context. To be made before there are calls:
+    reading the certificate authorities takes as long as one or two frames."""
 
     def __init__(self) -> None:
-        self._tls: ssl.SSLContext | None = None
+        self._tls = ssl.create_default_context()
 
     async def dial(
         self, url: str, headers: dict[str, str], timeout_seconds: float, message_max_bytes: int, owner: StreamOwner
     ) -> AppStream:
         """One handshake, which says `headers` too. Raises `ApplicationError` (`app_timeout`, `app_refused`,
         `app_protocol_error`)."""
-        if url.startswith("wss:") and self._tls is None:
-            self._tls = ssl.create_default_context()
         stream = AppStream(owner, message_max_bytes)
         opened: list[socket.socket] = []
 

@@ -657,6 +657,15 @@ async def test_a_certificate_that_is_trusted_carries_the_stream(
         await stream.close()
 
 
+async def test_no_call_waits_for_the_certificate_authorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tls = certificate(tmp_path, "trusted", "IP:127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "trusted.pem"))
+    dialler = Dialler()
+    monkeypatch.delenv("SSL_CERT_FILE")  # who reads them now does not find this one
+    async with serving(talks, tls) as url:
+        await (await dialler.dial(url, {}, 5, LIMIT, Owner())).close()
+
+
 async def test_tls_towards_a_server_without_it() -> None:
     async def bad_request(peer: Peer) -> None:
         await peer.reader.read(1)
