@@ -64,6 +64,14 @@ class Carried:
 
     def figures(self) -> MediaFigures:
         """What has been carried so far."""
+        figures = self.counters()
+        figures.playout_peak_ms = self.playout.peak_ms
+        figures.response_ms = self.turns.responses.figures()
+        figures.barge_in_ms = self.turns.barge_ins.figures()
+        return figures
+
+    def counters(self) -> MediaFigures:
+        """The same without what cannot be added up over calls: the peak, and the times of replies."""
         playout, turns, frame_bytes = self.playout, self.turns, self.linear.frame_bytes
         dropped = {
             "overrun": playout.overrun_bytes,
@@ -90,15 +98,12 @@ class Carried:
             digits=self.digits,
             ignored=ignored,
             ticks_late=self.ticks_late,
-            playout_peak_ms=playout.peak_ms,
             stalls=self.stalls,
             delay_recovered_ms=playout.recovered_frames * FRAME_MS,
             turns=turns.turns,
             unanswered_turns=turns.unanswered,
             interruptions=turns.interruptions,
             barge_ins_ignored=turns.barge_ins_ignored,
-            response_ms=turns.responses.figures(),
-            barge_in_ms=turns.barge_ins.figures(),
             caller_talk_ms=turns.caller_ticks * FRAME_MS,
             app_talk_ms=turns.app_ticks * FRAME_MS,
             both_talk_ms=turns.both_ticks * FRAME_MS,

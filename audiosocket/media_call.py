@@ -155,6 +155,12 @@ class MediaCall:
         """Path or URL of the recording; empty: there is none."""
         return "" if self._recording is None else self._recording.where
 
+    def counters(self) -> MediaFigures:
+        """What has been carried so far, without times and peaks."""
+        figures = MediaFigures() if self._session is None else self._session.counters()
+        self._leg.add_figures(figures)
+        return figures
+
     def figures(self) -> MediaFigures:
         """What has been carried so far."""
         figures = MediaFigures() if self._session is None else self._session.figures()

@@ -38,8 +38,10 @@ SPARE_CONNECTIONS = 64
 LISTEN_BACKLOG = 1024
 STOPPED = "the worker was stopped"
 _TIMES = ("connect_ms", "first_audio_ms", "setup_app_ms", "setup_caller_ms")
-_NOT_COUNTED = (*_TIMES, "playout_peak_ms", "p50", "p95", "p99", "max")
+_NOT_COUNTED = (*_TIMES, "playout_peak_ms", "response_ms", "barge_in_ms")
 """Figures of calls that cannot be added up."""
+_REASONS = ("caller_frames_dropped", "frames_dropped", "ignored")
+_COUNTERS = tuple(name for name in MediaFigures.__struct_fields__ if name not in (*_NOT_COUNTED, *_REASONS))
 
 log = structlog.get_logger(__name__)
 
@@ -109,10 +111,11 @@ class Worker:
         return len(self.calls)
 
     def totals(self) -> MediaFigures:
-        """The figures of all calls since the start, live ones included."""
-        total = _sum(MediaFigures(), self._past)
+        """The counters of all calls since the start, live ones included; times and peaks are left out."""
+        total = MediaFigures()
+        _add(total, self._past)
         for call in self.calls.values():
-            total = _sum(total, call.figures())
+            _add(total, call.counters())
         return total
 
     async def run(self, stop: StopSignal) -> None:
@@ -227,8 +230,7 @@ class Worker:
         try:
             await call.run(lambda report: self._source.report(spec, report))
         finally:
-            figures = call.figures()
-            self._past = _sum(self._past, figures)
+            _add(self._past, call.counters())
             reason = call.end_reason.value
             self.ended[reason] = self.ended.get(reason, 0) + 1
             del self.calls[spec.call_id]
@@ -331,18 +333,15 @@ class Worker:
         return runner
 
 
-def _sum(one: MediaFigures, other: MediaFigures) -> MediaFigures:
-    """Field by field; what is not a counter (times, peaks, percentiles) is the larger of both."""
-    added = MediaFigures()
-    for name in MediaFigures.__struct_fields__:
-        left, right = getattr(one, name), getattr(other, name)
-        if isinstance(left, dict):
-            value: object = {key: _added(key, left.get(key, 0), right.get(key, 0)) for key in left | right}
-        else:
-            value = _added(name, left, right)
-        setattr(added, name, value)
-    return added
-
-
-def _added(name: str, left: int, right: int) -> int:
-    return max(left, right) if name in _NOT_COUNTED else left + right
+def _add(total: MediaFigures, figures: MediaFigures) -> None:
+    """Adds what can be added. A scrape does this for every live call between two frames: nothing is built for it."""
+    for name in _COUNTERS:
+        value = getattr(figures, name)
+        if value:
+            setattr(total, name, getattr(total, name) + value)
+    for name in _REASONS:
+        counts = getattr(figures, name)
+        if counts:
+            sums = getattr(total, name)
+            for reason, count in counts.items():
+                sums[reason] = sums.get(reason, 0) + count
