@@ -81,8 +81,7 @@ class Writer(threading.Thread):
             try:
                 self._do(track, what)
             except Exception as error:  # one recording's fault is that recording's end
-                log.exception("recording_failed", file=str(track.path))
-                self._close(track, "write_failed", f"{type(error).__name__}: {error}")
+                self._close(track, "write_failed", _fault(track, error))
             if isinstance(what, Block):
                 track.blocks_done += 1
 
@@ -94,10 +93,7 @@ class Writer(threading.Thread):
         elif what is Order.CLOSE:
             self._close(track, "completed")
         elif isinstance(what, Block):
-            try:
-                self._write(track, track.timeline.add(what))
-            except OSError as error:
-                self._close(track, "write_failed", _told(error))
+            self._write(track, track.timeline.add(what))
 
     def _begin(self, track: Track) -> None:
         if self.free_bytes < self._min_free:
@@ -106,11 +102,11 @@ class Writer(threading.Thread):
         try:
             track.descriptor = create(track.path)
             os.pwrite(track.descriptor, wav.header(track.timeline.rate_hz, 0), 0)
-        except OSError as error:
+        except Exception as error:
             if track.descriptor >= 0:
                 os.close(track.descriptor)
                 track.descriptor = -1
-            track.ended("open_failed", _told(error))
+            track.ended("open_failed", _fault(track, error))
             return
         self._open.add(track)
 
@@ -127,20 +123,29 @@ class Writer(threading.Thread):
         if track not in self._open:
             return
         self._open.discard(track)
-        timeline = track.timeline
+        # Whatever goes wrong here, the file is closed and the call told.
         try:
             if reason != "write_failed":
-                for start, audio in timeline.finish():
-                    self.bytes_written += _write_all(
-                        track.descriptor, audio, wav.HEADER_BYTES + start * wav.SAMPLE_BYTES
-                    )
-        except OSError as error:
-            reason, detail = "write_failed", _told(error)
+                self._write_rest(track)
+        except Exception as error:
+            reason, detail = "write_failed", _fault(track, error)
         try:
-            finish(track.descriptor, track.path, timeline.rate_hz, self._data_bytes(track))
-        except OSError as error:
-            reason, detail = "write_failed", _told(error)
+            self._finish(track)
+        except Exception as error:
+            reason, detail = "write_failed", _fault(track, error)
         track.ended(reason, detail)
+
+    def _write_rest(self, track: Track) -> None:
+        for start, audio in track.timeline.finish():
+            self.bytes_written += _write_all(track.descriptor, audio, wav.HEADER_BYTES + start * wav.SAMPLE_BYTES)
+
+    def _finish(self, track: Track) -> None:
+        try:
+            data_bytes = self._data_bytes(track)
+        except Exception:
+            os.close(track.descriptor)
+            raise
+        finish(track.descriptor, track.path, track.timeline.rate_hz, data_bytes)
 
     def _data_bytes(self, track: Track) -> int:
         written = os.fstat(track.descriptor).st_size - wav.HEADER_BYTES
@@ -171,6 +176,14 @@ def _write_all(descriptor: int, data: bytes, at: int) -> int:
     while done < len(data):
         done += os.pwrite(descriptor, memoryview(data)[done:], at + done)
     return done
+
+
+def _fault(track: Track, error: Exception) -> str:
+    """What is told of an error; one that is not the disk's is ours, and logged."""
+    if isinstance(error, OSError):
+        return _told(error)
+    log.error("recording_failed", file=str(track.path), exc_info=error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _told(error: OSError) -> str:

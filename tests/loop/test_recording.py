@@ -388,6 +388,37 @@ async def test_the_disk_s_own_error_ends_the_recording_alone(tmp_path: Path, mon
         assert told(report, "recording_ended") == [{"reason": "write_failed", "detail": "No space left on device"}]
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "reason"),
+    [
+        (wav, "header", "open_failed"),
+        (writer.Timeline, "add", "write_failed"),
+        (writer.Timeline, "finish", "write_failed"),
+        (writer.Writer, "_data_bytes", "write_failed"),
+        (writer, "finish", "write_failed"),
+    ],
+)
+async def test_a_fault_of_ours_ends_the_recording_alone_and_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, reason: str
+) -> None:
+    def broken(*args: Any) -> None:
+        if name == "finish" and module is writer:
+            os.close(args[0])  # as the real one does, whatever happens
+        raise ValueError("ours")
+
+    monkeypatch.setattr(module, name, broken)
+    async with rig(recordings=options(tmp_path)) as r:
+        channel = await r.talking(recording=True)
+        await channel.talk(70)
+        await channel.hang_up()
+        report = await r.report()
+        await until(lambda: not r.worker.recordings.active, "its end")  # type: ignore[union-attr]
+        assert told(report, "recording_ended") == [{"reason": reason, "detail": "ValueError: ours"}]
+        assert r.worker.recordings.writer.is_alive()  # type: ignore[union-attr]
+        opened = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+        assert not [path for path in opened if str(tmp_path) in path]
+
+
 async def test_a_worker_that_stops_finishes_its_recordings(tmp_path: Path) -> None:
     async with rig(recordings=options(tmp_path), drain_seconds=0) as r:
         channel = await r.talking(recording=True)
