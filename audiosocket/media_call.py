@@ -214,14 +214,14 @@ class MediaCall:
         if session is None:
             session = self._session = Session(spec, dialect, _nowhere, self._note, times, self._notify)
             self._leg.session = session
-            if spec.recording and self._services.recordings is not None:
-                begin = self._services.recordings.begin
-                self._recording = begin(spec.call_sid, spec.media_format, self._recording_over)
-                session.recorder = self._recording.recorder
         else:
             event = "fallback_started" if step.fallback else "next_started"
             self._note(event, {"application": spec.application, "after": before.reason.value if before else ""})
             session.switch(spec, dialect, times)
+        if spec.recording and self._recording is None and self._services.recordings is not None:
+            begin = self._services.recordings.begin
+            self._recording = begin(spec.call_sid, spec.media_format, self._recording_over)
+            session.recorder = self._recording.recorder
         self._stage = AppStage(spec, dialect, session, self._events, self._services)
         ending = await self._stage.run()
         if ending is None:

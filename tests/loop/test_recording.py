@@ -28,7 +28,7 @@ from audiosocket import wire
 from audiosocket.callspec import CallReport
 from audiosocket.recording import folder, recordings, wav, writer
 from audiosocket.recording.recordings import RecordingOptions
-from tests.worker_rig import Asterisk, Rig, rig, serving, until
+from tests.worker_rig import Asterisk, Rig, call_spec, rig, serving, until
 from tools.asterisk.local import free_ports
 from tools.audio import g711
 from tools.audio.tones import dominant_frequency, tone, tone_share
@@ -205,6 +205,38 @@ async def test_it_begins_before_the_application_is_there(tmp_path: Path) -> None
         await channel.hang_up()
         left, _ = sides((await r.report()).recording)
         assert np.count_nonzero(np.abs(left.astype(int)) > 300) > 0.7 * 8000
+
+
+async def test_only_who_takes_over_is_recorded(tmp_path: Path) -> None:
+    async with rig(recordings=options(tmp_path)) as r, serving() as second:
+        following = call_spec(application="second", url=second.url, recording=True)
+        channel = await r.talking(next=following)
+        await r.app.say(tone(1300, 0.6).tobytes())
+        await speak(channel, in_frames(tone(440, 0.6), "ulaw"))
+        assert not list(tmp_path.iterdir())
+        await r.app.sockets[-1].close()
+        await until(lambda: second.events("start"), "the second's start")
+        await second.say(tone(900, 0.6).tobytes())
+        await speak(channel, in_frames(tone(700, 0.6), "ulaw"))
+        await channel.hang_up()
+        report = await r.report()
+        left, right = sides(report.recording)
+        assert Path(report.recording).name == "9a1b" * 8 + ".wav"
+        assert 500 * 8 < len(left) < (report.ended_at_ms - report.started_at_ms - 500) * 8
+        for side, hz in ((left, 700), (right, 900)):
+            (loud,) = np.nonzero(np.abs(side.astype(int)) > 300)
+            assert tone_share(side[loud[0] : loud[-1]], hz) > 0.99
+
+
+async def test_who_takes_over_a_recorded_call_begins_no_recording_of_its_own(tmp_path: Path) -> None:
+    async with rig(recordings=options(tmp_path)) as r, serving() as second:
+        channel = await r.talking(recording=True, next=call_spec(url=second.url, recording=True))
+        await r.app.sockets[-1].close()
+        await until(lambda: second.events("start"), "the second's start")
+        await channel.hang_up()
+        await r.report()
+        assert r.worker.recordings is not None
+        assert r.worker.recordings.ended == {"completed": 1}
 
 
 async def test_a_killed_worker_leaves_a_file_that_the_next_start_makes_whole(tmp_path: Path) -> None:
