@@ -33,6 +33,8 @@ GAP_TICKS = 5
 """After 100 ms without a frame from the caller (RTP loss, hold, a digit being pressed) silence takes its place, from
 the start of the gap on: applications expect a continuous stream."""
 MAX_PENDING_MARKS = 10_000
+MAX_MARK_CHARACTERS = 1_048_576
+"""Of the names of all pending marks together."""
 DIGIT_TICKS = 10
 """What Asterisk takes to send the caller a digit: 100 ms, and a pause of 100 ms."""
 MAX_DIGITS = 64
@@ -66,6 +68,7 @@ class Session(Carried):
         "_header",
         "_held_marks",
         "_instant_mark",
+        "_mark_characters",
         "_media",
         "_media_format",
         "_next_frame",
@@ -121,6 +124,7 @@ class Session(Carried):
         self._instant_mark = -1
         self._digits_sent_at = 0  # the tick at which the caller has been sent all of them
         self._held_marks: list[str] = []
+        self._mark_characters = 0
         self._stall_tick = -GAP_TICKS - 1
         self._stall_frames = 0
         self.recorder: Recorder | None = None
@@ -190,6 +194,7 @@ class Session(Carried):
         self._ended_bytes += self.playout.depth_bytes
         self.playout.clear()
         self._held_marks.clear()
+        self._mark_characters = 0
         self.app_blocked = False
         self.turns.switch(self.ticks, times)
 
@@ -285,6 +290,8 @@ class Session(Carried):
                 else:
                     for name in dropped:
                         self._send_mark(name)
+            else:
+                self._mark_characters -= sum(map(len, dropped))
             if self._open:
                 self._emit(self._dialect.cleared())
         elif type(asked) is Ignored:
@@ -398,9 +405,12 @@ class Session(Carried):
 
     def _mark(self, name: str) -> None:
         self.marks_received += 1
-        if self.playout.pending_marks + len(self._held_marks) >= MAX_PENDING_MARKS:
+        pending = self.playout.pending_marks + len(self._held_marks)
+        if pending >= MAX_PENDING_MARKS or self._mark_characters + len(name) > MAX_MARK_CHARACTERS:
             self.ignore("too_many_marks")
-        elif self.playout.mark(name):
+            return
+        self._mark_characters += len(name)
+        if self.playout.mark(name):
             # Nothing is before it. One instant echo a tick: an application that answers every echo with a mark (one
             # of Exotel's own samples does) would spin for ever.
             if self.held or self._held_marks or self._instant_mark == self.ticks:
@@ -420,5 +430,6 @@ class Session(Carried):
 
     def _send_mark(self, name: str) -> None:
         self.marks_sent += 1
+        self._mark_characters -= len(name)
         if self._open:
             self._emit(self._dialect.mark(name))

@@ -12,6 +12,7 @@ import pytest
 from audiosocket import wire
 from audiosocket.callspec import MediaFormat
 from audiosocket.dialects import open_dialect
+from audiosocket.durations import TurnTimes
 from audiosocket.session import GAP_TICKS, STALE_FRAMES, Session
 from tests.media import call_spec
 from tools.audio import g711 as formula
@@ -265,6 +266,37 @@ def test_marks_without_end_are_bounded() -> None:
     for number in range(10_050):
         call.app_mark(f"m{number}")
     assert call.session.figures().ignored == {"too_many_marks": 50}
+
+
+@pytest.mark.parametrize("dropping", ["echo", "drop"])
+def test_the_names_of_marks_are_bounded_together(dropping: str) -> None:
+    call = Call(dialect_options={"marks_on_clear": dropping})
+    name = "m" * 262_144
+    for expected in (1, 2, 3):  # all room is free again after each round
+        call.app_audio(bytes(320))
+        for _ in range(5):
+            call.app_mark(name)
+        assert call.session.figures().ignored == {"too_many_marks": expected}
+        if expected == 1:
+            call.app("clear")
+        call.session.tick(0)
+        call.session.tick(0)
+        assert call.session.playout.pending_marks == 0
+    call.session.tick(0)
+    call.app_mark("m" * 1_048_577)
+    assert call.session.figures().ignored == {"too_many_marks": 4}
+
+
+def test_a_stream_s_marks_do_not_count_for_the_next() -> None:
+    call = Call()
+    call.app_audio(bytes(320))
+    call.app_mark("m" * 1_000_000)
+    spec = call_spec()
+    call.session.switch(spec, open_dialect(spec), TurnTimes())
+    call.session.open()
+    call.app_audio(bytes(320))
+    call.app_mark("m" * 1_000_000)
+    assert call.session.figures().ignored == {}
 
 
 def test_what_cannot_be_used_is_counted_and_the_call_goes_on() -> None:
