@@ -37,7 +37,7 @@ from audiosocket.wire import FRAME_MS
 
 MAX_MILESTONES = 200
 """Bound of a call's story: an application that clears ten times a second must not fill the store."""
-_REPEATED = ("clear", "dtmf", "digits_to_caller")
+_REPEATED = ("clear", "dtmf", "dtmf_unheard", "digits_to_caller")
 """What may come without end, and is told up to that bound. The others have bounds of their own and are always told: a
 call that has been cleared for an hour fails like any other."""
 TAIL_SECONDS = 0.1

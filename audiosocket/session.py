@@ -258,6 +258,8 @@ class Session(Carried):
         if self._open and not self._one_way:
             self._emit(self._dialect.dtmf(digit))
             self._note("dtmf", {})  # not which: it may be part of a card number
+        elif not self._open:
+            self._note("dtmf_unheard", {})  # like the audio around it: platforms have digits in streams only
 
     def stop(self, reason: str) -> None:
         """The stream ends from our side; `reason` in the platform's words (`callended`, `stopped`)."""

@@ -363,6 +363,18 @@ def test_digits_and_stop() -> None:
     assert call.session.figures().digits == 1
 
 
+def test_digits_outside_of_a_stream_are_told_and_reach_nobody() -> None:
+    call = Call(opened=False)
+    call.session.digit("1")
+    call.session.open()
+    assert "dtmf" not in [message["event"] for message in call.sent]
+    call.session.digit("2")
+    call.session.lost()
+    call.session.digit("3")
+    assert call.notes == ["dtmf_unheard", "dtmf", "dtmf_unheard"]
+    assert call.session.figures().digits == 3
+
+
 def test_thirty_seconds_at_once_are_played_at_twenty_milliseconds_a_frame() -> None:
     call = Call()
     audio = bytes(range(1, 251)) * 1920  # 30 s
