@@ -284,6 +284,9 @@ class CallReport(msgspec.Struct, frozen=True, kw_only=True):
     """Where the recording is, in the gateway's words (docs/recording.md); empty: there is none."""
 
 
+DIGITS = re.compile(r"[0-9*#A-D]{1,32}")
+"""What a caller may be sent at once: keys of a telephone."""
+
 NoticeEvent = Literal["attached", "connected", "speaking", "digits"]
 
 

@@ -8,7 +8,6 @@ a channel counts as alive until Asterisk says that it is destroyed.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from functools import partial
 from typing import assert_never
@@ -28,7 +27,7 @@ from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import CallId, ChannelId
 from ari_app.domain.termination import Result, Termination
 from ari_app.store.records import CallRow
-from audiosocket.callspec import CallNotice, CallReport
+from audiosocket.callspec import DIGITS, CallNotice, CallReport
 
 INBOX_MESSAGES = 128
 """A call has some thirty events in its life; more than this at once is a fault, and is reconciled."""
@@ -36,8 +35,6 @@ END_SECONDS = 5.0
 """How long an ended call waits for its channels to be destroyed and for the worker's report."""
 REPORT_SECONDS = 1.0
 """How long a caller whose media leg has gone is kept for the worker's report, which takes a few ms."""
-DIGITS = re.compile(r"[0-9A-Da-d*#wW]{1,100}")
-"""What may be sent to a caller: keys, and Asterisk's pauses of half a second and of one."""
 
 log = structlog.get_logger(__name__)
 

@@ -3,11 +3,11 @@ the stream's id; and `dtmf`, an extension of ours: digits that the caller is to 
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
 
+from audiosocket.callspec import DIGITS
 from audiosocket.dialects.base import AppMessage, Clear, Digits, Ignored, Mark
 from audiosocket.frame_steps import media_payload
 
@@ -42,7 +42,6 @@ _BAD_JSON = Ignored("bad_json")
 _BAD_BASE64 = Ignored("bad_base64")
 BAD_SHAPE = Ignored("bad_shape")
 UNKNOWN_EVENT = Ignored("unknown_event")
-_DIGITS = re.compile(r"[0-9*#A-D]{1,32}")
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What a decoder of messages raises; a `ValidationError` is a `DecodeError`."""
@@ -56,8 +55,8 @@ def unreadable(error: Exception) -> Ignored:
 
 
 def digits_for_caller(digits: str | None) -> AppMessage:
-    """Digits that the caller is to be sent: 1 to 32 of a telephone's."""
-    return Digits(digits) if digits is not None and _DIGITS.fullmatch(digits) else BAD_SHAPE
+    """Digits that the caller is to be sent."""
+    return Digits(digits) if digits is not None and DIGITS.fullmatch(digits) else BAD_SHAPE
 
 
 class AppMessages:
