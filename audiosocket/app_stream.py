@@ -198,8 +198,8 @@ class AppStream(picows.WSListener):
 
 
 class Dialler:
-    """Opens WebSockets to applications; one per worker, for it keeps the TLS context. To be made before there are calls:
-    reading the certificate authorities takes as long as one or two frames."""
+    """Opens WebSockets to applications; one per worker, for it keeps the TLS context. To be made before there are
+    calls: reading the certificate authorities takes as long as one or two frames."""
 
     def __init__(self) -> None:
         self._tls = ssl.create_default_context()

@@ -7,15 +7,13 @@ A take whose answer is lost is not repeated: it may have happened.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 import redis.asyncio
 import structlog
-from redis.asyncio.client import PubSub
 
 from audiosocket.breakers import RedisBreakers
 from audiosocket.callspec import (
@@ -32,7 +30,7 @@ from audiosocket.callspec import (
     worker_key,
 )
 from audiosocket.errors import SpecRefused, Unavailable
-from audiosocket.runtime.stores import open_redis, redis_call, resolve
+from audiosocket.runtime.stores import listen, open_redis, pause, redis_call, resolve
 from audiosocket.settings import NodeSettings
 
 REPORTS_WAITING_MAX = 10_000
@@ -41,11 +39,7 @@ REPORT_STREAM_MAX = 20_000
 REPORT_FIELD = "report"
 NOTICE_FIELD = "notice"
 NOTICES_WAITING_MAX = 1000
-LISTEN_SECONDS = 1.0
-"""How long an order is waited for before Redis is asked whether it is still there."""
 CLOSE_SECONDS = 5.0
-BACKOFF_FIRST_SECONDS = 0.1
-BACKOFF_MAX_SECONDS = 2.0
 
 # KEYS: spec, taken marker. Runs on Redis 6.2, where scripts replicate their effects, so that TIME may come first.
 _TAKE = """
@@ -138,22 +132,13 @@ class Registry:
         if self._notifier is None or self._notifier.done():
             self._notifier = asyncio.create_task(self._send_notices(), name="registry-notices")
 
-    async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> NoReturn:
+    async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         """Hand every order for a worker to `handle`, for ever. While Redis is away none is heard."""
-        channel = orders_channel(worker_id)
-        failures = 0
-        while True:
-            try:
-                async with self._redis.pubsub() as listener:
-                    async with redis_call(Unavailable):
-                        await listener.subscribe(channel)
-                    failures = 0
-                    await self._listen(listener, handle)
-            except Unavailable as error:
-                if failures == 0:
-                    log.warning("orders_unheard", worker_id=worker_id, why=str(error))
-                await _pause(failures)
-                failures += 1
+
+        async def take_order(order: LegOrder) -> None:
+            handle(order)
+
+        await listen(self._redis, orders_channel(worker_id), LegOrder, take_order)
 
     async def close(self) -> None:
         """Store the reports that still wait, for at most `CLOSE_SECONDS`, and disconnect."""
@@ -178,7 +163,7 @@ class Registry:
             except Unavailable as error:
                 if failures == 0:
                     log.warning("reports_wait", waiting=len(self._reports), why=str(error))
-                await _pause(failures)
+                await pause(failures)
                 failures += 1
                 continue
             if self._reports and self._reports[0] is head:  # it may have given way meanwhile
@@ -193,30 +178,6 @@ class Registry:
                     await self._redis.xadd(stream, {NOTICE_FIELD: payload}, maxlen=REPORT_STREAM_MAX, approximate=True)
             except Unavailable as error:
                 log.warning("notice_lost", why=str(error))
-
-    async def _listen(self, listener: PubSub, handle: Callable[[LegOrder], None]) -> NoReturn:
-        pinged = False
-        while True:
-            async with redis_call(Unavailable, LISTEN_SECONDS * 2):
-                message = await listener.get_message(ignore_subscribe_messages=True, timeout=LISTEN_SECONDS)
-                if message is None:
-                    # Silence is the rule here, and does not tell a quiet Redis from one that cannot be reached.
-                    if pinged:
-                        raise Unavailable("no answer to a ping")
-                    await listener.ping()
-            pinged = message is None
-            if message is not None and message["type"] == "message":
-                try:
-                    order = msgspec.json.decode(message["data"], type=LegOrder)
-                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                    log.error("order_unreadable", why=str(error))
-                else:
-                    handle(order)
-
-
-async def _pause(failures: int) -> None:
-    ceiling = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10))
-    await asyncio.sleep(random.uniform(0, ceiling))
 
 
 def open_registry(settings: NodeSettings) -> Registry:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import islice
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal
 
 import msgspec
 import redis.asyncio
 import redis.exceptions
 import structlog
-from redis.asyncio.client import PubSub
 
 from ari_app.errors import StoreUnavailable, Unavailable
 from audiosocket.callspec import (
@@ -29,19 +27,15 @@ from audiosocket.callspec import (
     spec_key,
     worker_key,
 )
-from audiosocket.runtime.stores import redis_call
+from audiosocket.runtime.stores import T, decoded, listen, pause, redis_call
 
 REPORT_GROUP = "controller"
 READ_ITEMS = 100
 ACKNOWLEDGE_ITEMS = 1000
 BLOCK_SECONDS = 1.0
 """How long one read waits for news; below the client's time limit."""
-BACKOFF_FIRST_SECONDS = 0.1
-BACKOFF_MAX_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,21 +57,9 @@ def redis_unavailable(text: str) -> StoreUnavailable:
     return StoreUnavailable("redis", text)
 
 
-def _decode(payload: bytes, kind: type[T]) -> T | None:
-    try:
-        return msgspec.json.decode(payload, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        log.error("unreadable", kind=kind.__name__, why=str(error))
-        return None
-
-
 def _field(fields: Mapping[bytes, bytes], name: bytes, kind: type[T]) -> T | None:
     payload = fields.get(name)
-    return None if payload is None else _decode(payload, kind)
-
-
-async def _pause(failures: int) -> None:
-    await asyncio.sleep(random.uniform(0, min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10))))
+    return None if payload is None else decoded(payload, kind)
 
 
 class Present:
@@ -98,7 +80,7 @@ class Present:
             members: Any = await self._redis.smembers(WORKERS_KEY)
             keys = [worker_key(member.decode()) for member in sorted(members)]
             payloads: Any = await self._redis.mget(keys) if keys else []
-        found = (_decode(payload, WorkerInfo) for payload in payloads if payload is not None)
+        found = (decoded(payload, WorkerInfo) for payload in payloads if payload is not None)
         return [info for info in found if info is not None]
 
     async def send_order(self, worker_id: str, order: LegOrder) -> bool:
@@ -158,7 +140,7 @@ class ReportReader:
                     log.warning("reports_unreadable", stream=self._stream, why=str(error))
                 failures += 1
                 cursor = None  # an answer may have been lost with reports in it: they are pending, ask for those first
-                await _pause(failures)
+                await pause(failures)
                 continue
             failures = 0
             for entry_id, fields in entries:
@@ -207,7 +189,7 @@ class ReportReader:
             except StoreUnavailable:
                 failures += 1
                 self._to_acknowledge.set()
-                await _pause(failures)
+                await pause(failures)
                 continue
             failures = 0
             self._handled.difference_update(ids)
@@ -224,32 +206,4 @@ class CommandReader:
 
     async def run(self, handle: Callable[[Command], Awaitable[None]]) -> None:
         """Hand every command to `handle`, for ever. While Redis is away none is heard, and the sender is told so."""
-        failures = 0
-        while True:
-            try:
-                async with self._redis.pubsub() as listener:
-                    async with redis_call(redis_unavailable):
-                        await listener.subscribe(self._channel)
-                    failures = 0
-                    await self._listen(listener, handle)
-            except StoreUnavailable as error:
-                if failures == 0:
-                    log.warning("commands_unheard", channel=self._channel, why=str(error))
-                failures += 1
-                await _pause(failures)
-
-    async def _listen(self, listener: PubSub, handle: Callable[[Command], Awaitable[None]]) -> NoReturn:
-        pinged = False
-        while True:
-            async with redis_call(redis_unavailable, BLOCK_SECONDS * 2):
-                message = await listener.get_message(ignore_subscribe_messages=True, timeout=BLOCK_SECONDS)
-                if message is None:
-                    # Silence is the rule here, and does not tell a quiet Redis from one that cannot be reached.
-                    if pinged:
-                        raise redis_unavailable("no answer to a ping")
-                    await listener.ping()
-            pinged = message is None
-            if message is not None and message["type"] == "message":
-                command = _decode(message["data"], Command)
-                if command is not None:
-                    await handle(command)
+        await listen(self._redis, self._channel, Command, handle)

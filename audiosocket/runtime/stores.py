@@ -1,4 +1,4 @@
-"""Where PostgreSQL and Redis are, and a Redis client whose every call has a time limit.
+"""Where PostgreSQL and Redis are, and a Redis client whose every call has a time limit, and which can be listened to.
 
 `store: embedded` means servers that another process on this machine runs under `state_dir`; it leaves their addresses
 and process ids in `stores.json`.
@@ -7,19 +7,22 @@ and process ids in `stores.json`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 import redis.asyncio
+import structlog
+from redis.asyncio.client import PubSub
 from redis.asyncio.connection import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from audiosocket.errors import ConfigError
+from audiosocket.errors import ConfigError, Unavailable
 from audiosocket.settings import NodeSettings, StoreUrls
 
 STORES_FILE = "stores.json"
@@ -28,6 +31,15 @@ REDIS_TIMEOUT_SECONDS = 2.0
 
 REDIS_CONNECTIONS = 32
 """Connections of one client; who finds all in use waits for one."""
+
+LISTEN_SECONDS = 1.0
+"""How long a message is waited for before Redis is asked whether it is still there."""
+BACKOFF_FIRST_SECONDS = 0.1
+BACKOFF_MAX_SECONDS = 2.0
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class RunningProcess(msgspec.Struct, frozen=True):
@@ -124,3 +136,59 @@ async def redis_call(
     except (RedisError, OSError, TimeoutError) as error:
         text = str(error) or f"no answer within {timeout_seconds:g} s"
         raise unavailable(f"Redis cannot be used: {text}") from error
+
+
+async def pause(failures: int) -> None:
+    """Waits before Redis is tried again after so many failures: at random, up to `BACKOFF_MAX_SECONDS`."""
+    await asyncio.sleep(random.uniform(0, min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10))))
+
+
+def decoded(payload: bytes, kind: type[T]) -> T | None:
+    """JSON that somebody has left in Redis; None, and a line in the log, when it is no `kind`."""
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        log.error("unreadable", kind=kind.__name__, why=str(error))
+        return None
+
+
+async def listen(
+    client: redis.asyncio.Redis, channel: str, kind: type[T], handle: Callable[[T], Awaitable[None]]
+) -> NoReturn:
+    """Hands every message of a channel to `handle`, for ever. While Redis is away none is heard."""
+    failures = 0
+    while True:
+        try:
+            async with client.pubsub() as listener:
+                async with redis_call(Unavailable):
+                    await listener.subscribe(channel)
+                failures = 0
+                while True:
+                    payload = await _next_message(listener)
+                    message = None if payload is None else decoded(payload, kind)
+                    if message is not None:
+                        await handle(message)
+        except Unavailable as error:
+            if failures == 0:
+                log.warning("channel_unheard", channel=channel, why=str(error))
+            await pause(failures)
+            failures += 1
+
+
+async def _next_message(listener: PubSub) -> bytes | None:
+    """A message, or None after `LISTEN_SECONDS` of proven silence. Raises `Unavailable`."""
+    async with redis_call(Unavailable, LISTEN_SECONDS * 2):
+        message = await listener.get_message(ignore_subscribe_messages=True, timeout=LISTEN_SECONDS)
+        if message is not None:
+            return _payload(message)
+        # Silence is the rule here, and does not tell a quiet Redis from one that cannot be reached.
+        await listener.ping()
+    async with redis_call(Unavailable, LISTEN_SECONDS * 2):
+        message = await listener.get_message(ignore_subscribe_messages=True, timeout=LISTEN_SECONDS)
+    if message is None:
+        raise Unavailable("no answer to a ping")
+    return _payload(message)
+
+
+def _payload(message: dict[str, Any]) -> bytes | None:
+    return message["data"] if message["type"] == "message" else None

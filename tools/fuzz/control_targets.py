@@ -21,7 +21,7 @@ from ari_app.domain.ids import parse as parse_id
 from ari_app.domain.numbers import InvalidNumber, normalise
 from ari_app.errors import RemoteProtocolError
 from ari_app.store.present import Command
-from ari_app.store.present import _decode as decode_stored
+from audiosocket.runtime.stores import decoded
 from tools.fuzz.media_targets import TOKENS
 from tools.fuzz.supply import Supply
 from tools.fuzz.text_targets import KINDS
@@ -34,7 +34,7 @@ def reports(data: bytes) -> None:
     """Reports, registrations and commands that somebody left in Redis: read, or passed over."""
     supply = Supply(data)
     kind = supply.pick(_STORED)
-    decode_stored(supply.json(TOKENS), kind)
+    decoded(supply.json(TOKENS), kind)
 
 
 # ARI
