@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -129,9 +130,9 @@ class _Application(Settings):
         check_as_sent(value)
         return value
 
+    @abstractmethod
     def check_custom_parameters(self, given: Mapping[str, str]) -> None:
         """Raises `ValueError` when `given` cannot be the custom parameters of a call to this application."""
-        raise NotImplementedError
 
     @model_validator(mode="after")
     def _parameters(self) -> Self:

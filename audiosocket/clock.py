@@ -8,6 +8,7 @@ turns it has missed. Nothing drifts: deadlines come from the start, not from the
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import structlog
@@ -21,6 +22,11 @@ Tick = Callable[[int], None]
 """Called with the number of turns that were missed before this one (0 when in time)."""
 
 log = structlog.get_logger(__name__)
+
+
+def now_ms() -> int:
+    """Unix time in ms."""
+    return time.time_ns() // 1_000_000
 
 
 class Clock:

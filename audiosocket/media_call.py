@@ -8,7 +8,6 @@ not pass through the task: the leg and the stream call the session directly. Wha
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ from audiosocket.callspec import (
     NoticeEvent,
     masked_url,
 )
+from audiosocket.clock import now_ms
 from audiosocket.dialects import open_dialect
 from audiosocket.errors import ConfigError
 from audiosocket.legs.base import MediaLeg
@@ -46,10 +46,6 @@ TAIL_SECONDS = 0.1
 log = structlog.get_logger(__name__)
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class MediaCall:
     """The life of one media leg. `run` never raises, except for its own cancellation."""
 
@@ -64,7 +60,7 @@ class MediaCall:
         self._recording: Recording | None = None
         self._last: tuple[AppStage, Ending] | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self._started_ms = _now_ms()
+        self._started_ms = now_ms()
         self._connect_ms = -1
         self._first_audio_ms = -1
         self._setup_app_ms = -1
@@ -125,7 +121,7 @@ class MediaCall:
                     reason=reason.value,
                     detail=detail,
                     failed=self._stages.failed,
-                    seconds=round((_now_ms() - self._started_ms) / 1000, 1),
+                    seconds=round((now_ms() - self._started_ms) / 1000, 1),
                     caller_frames=summary.caller_frames,
                     frames_played=summary.frames_played,
                 )
@@ -137,7 +133,7 @@ class MediaCall:
                         reason=reason,
                         detail=detail,
                         started_at_ms=self._started_ms,
-                        ended_at_ms=_now_ms(),
+                        ended_at_ms=now_ms(),
                         figures=summary,
                         milestones=self._milestones,
                         application=self._stages.application,
@@ -178,7 +174,7 @@ class MediaCall:
             "call_id": self.spec.call_id,
             "application": self._stages.application,
             "url": masked_url(self.spec.url if stage is None else stage.spec.url),
-            "seconds": round((_now_ms() - self._started_ms) / 1000, 1),
+            "seconds": round((now_ms() - self._started_ms) / 1000, 1),
             "connected": stage is not None and stage.opened,
             "playout_ms": 0 if self._session is None else self._session.playout.depth_ms,
             "pending_marks": 0 if self._session is None else self._session.playout.pending_marks,
@@ -288,12 +284,12 @@ class MediaCall:
 
     def _notify(self, event: NoticeEvent, digits: str) -> None:
         notice = CallNotice(
-            call_id=self.spec.call_id, leg_uuid=self.spec.leg_uuid, event=event, digits=digits, at_ms=_now_ms()
+            call_id=self.spec.call_id, leg_uuid=self.spec.leg_uuid, event=event, digits=digits, at_ms=now_ms()
         )
         self._services.notify(self.spec, notice)
 
     def _note(self, event: str, detail: dict[str, Any]) -> None:
-        at_ms = _now_ms()
+        at_ms = now_ms()
         since_invite = at_ms - self.spec.arrived_at_ms if self.spec.arrived_at_ms else -1
         if event == "first_app_audio":
             self._first_audio_ms = at_ms - self._started_ms

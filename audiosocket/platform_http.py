@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlencode
@@ -19,6 +18,7 @@ from yarl import URL
 
 from audiosocket import __version__
 from audiosocket.callspec import CallSpec, EndReason, masked_url
+from audiosocket.clock import now_ms
 from audiosocket.dialects import URL_LOOKUPS
 from audiosocket.dialects.base import Dialect, HttpRequest
 from audiosocket.errors import ApplicationError
@@ -78,7 +78,7 @@ class PlatformHttp:
             lookup = URL_LOOKUPS.get(spec.dialect)
             if lookup is None:
                 raise ValueError(f"dialect {spec.dialect} has no dynamic URLs")
-            request = lookup.url_request(spec, _now_ms())
+            request = lookup.url_request(spec, now_ms())
             async with asyncio.timeout(spec.connect_timeout_seconds):
                 status, body = await self._ask(request, spec.connect_attempts)
             return lookup.url_answer(spec, status, body)
@@ -213,19 +213,15 @@ class StreamCallbacks:
 
     def started(self) -> None:
         """The WebSocket is open."""
-        self._opened_ms = _now_ms()
+        self._opened_ms = now_ms()
         self._http.deliver(self._dialect.stream_started(self._opened_ms), self._call_id)
 
     def ended(self, reason: EndReason, detail: str, recording: str = "") -> None:
         """The stream is over, or could not be opened."""
-        now_ms = _now_ms()
-        seconds = (now_ms - self._opened_ms) / 1000 if self._opened_ms else None
+        at_ms = now_ms()
+        seconds = (at_ms - self._opened_ms) / 1000 if self._opened_ms else None
         end = stream_end(reason, detail, seconds, recording)
-        self._http.deliver(self._dialect.stream_ended(end, now_ms), self._call_id)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+        self._http.deliver(self._dialect.stream_ended(end, at_ms), self._call_id)
 
 
 def _what(error: Exception) -> str:

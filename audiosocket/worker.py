@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import time
 from dataclasses import dataclass, field
 
 import structlog
@@ -19,7 +18,7 @@ from audiosocket.app_stage import CallServices
 from audiosocket.app_stream import Dialler
 from audiosocket.breakers import BreakerDesk
 from audiosocket.callspec import HEARTBEAT_SECONDS, EndReason, LegOrder, MediaFigures, WorkerInfo
-from audiosocket.clock import Clock
+from audiosocket.clock import Clock, now_ms
 from audiosocket.durations import TurnTimes
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.legs.audiosocket import AudioSocketLeg
@@ -78,7 +77,7 @@ class Worker:
         self._legs: set[MediaLeg] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._past = MediaFigures()
-        self._started_ms = time.time_ns() // 1_000_000
+        self._started_ms = now_ms()
         self._announced = False
         self._stopping = False
         self.port = options.port

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ from audiosocket.appcheck.caller import VirtualCall
 from audiosocket.appcheck.trace import Span, Trace
 from audiosocket.appcheck.voice import Samples, utterance
 from audiosocket.callspec import CallSpec
-from audiosocket.clock import Clock
+from audiosocket.clock import Clock, now_ms
 from audiosocket.errors import ApplicationError
 
 STAGGER_SECONDS = 0.1
@@ -77,7 +76,7 @@ class Lab:
             "leg_uuid": str(uuid.uuid4()),
             "stream_sid": stream_sid,
         }
-        spec = msgspec.structs.replace(self._spec, **ids, created_at_ms=time.time_ns() // 1_000_000)
+        spec = msgspec.structs.replace(self._spec, **ids, created_at_ms=now_ms())
         call = VirtualCall(spec, self._clock, trace)
         await call.open(self._dialler)
         return call
