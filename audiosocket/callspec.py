@@ -49,6 +49,12 @@ WORKERS_KEY = f"{KEY_PREFIX}workers"
 """Set of all worker ids ever registered; the registration's own key says who is alive."""
 
 
+def leases_key(worker_id: str) -> str:
+    """Key of the calls that controllers have given to a worker (sorted set, call id by the expiry of its lease). A
+    draining worker is done when it is empty."""
+    return f"{KEY_PREFIX}leases:{worker_id}"
+
+
 def orders_channel(worker_id: str) -> str:
     """Channel (PUBLISH) on which a worker hears `LegOrder`s as JSON. One that is lost costs a held caller a moment: the
     first frame of the caller's audio releases too."""
@@ -334,6 +340,12 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_at_ms: int
     rtp_port: int = 0
     """UDP port on `host` for RTP legs; 0: this worker takes AudioSocket only."""
+    overloaded: bool = False
+    """It does not keep its 20 ms: it is given no new calls."""
+    cpu_percent: int = 0
+    """Of a core, used by its event loop in the last second."""
+    lateness_ms: int = 0
+    """The latest wake-up of its event loop in the last second."""
 
 
 _AUTHORITY = re.compile(r"[^/?#]*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import ipaddress
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,7 @@ def _run(options: WorkerOptions, source: Callable[[], CallSource], prompts: Prom
     async def main() -> None:
         await Worker(options, source(), prompts).run(StopSignal())
 
+    faulthandler.enable()  # a watchdog's SIGABRT then leaves in the log where the loop was stuck
     uvloop.run(main())
 
 

@@ -71,6 +71,13 @@ class Clock:
         worst, self.max_lateness_seconds = self.max_lateness_seconds, 0.0
         return worst
 
+    def behind_seconds(self) -> float:
+        """How long ago the next slot was due; 0 while nobody ticks. Seconds, seen from a loop that turns, mean that the
+        timer is lost."""
+        if not self._count:
+            return 0.0
+        return max(0.0, self._loop.time() - self._origin - (self._done + 1) * SLOT_SECONDS)
+
     def _wake(self) -> None:
         if not self._count:
             self._timer = None

@@ -46,7 +46,7 @@ class Unavailable(MediaError):
 
 
 class SpecRefused(MediaError):
-    """An AudioSocket UUID does not stand for a call here; `why` is `unknown`, `reused` or `expired`."""
+    """An AudioSocket UUID does not stand for a call here; `why` is `unknown`, `reused`, `expired`, or `draining`."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)

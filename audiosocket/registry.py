@@ -24,6 +24,7 @@ from audiosocket.callspec import (
     CallSpec,
     LegOrder,
     WorkerInfo,
+    leases_key,
     orders_channel,
     spec_key,
     taken_key,
@@ -75,6 +76,8 @@ class Registry:
         self._notifier: asyncio.Task[None] | None = None
         self.breakers = RedisBreakers(client)
         self.reports_lost = 0
+        self.listening = asyncio.Event()
+        """Set when orders are heard for the first time."""
 
     async def take(self, leg_uuid: str) -> CallSpec:
         """The call that a media leg stands for, given out once.
@@ -92,12 +95,17 @@ class Registry:
             log.error("call_spec_unreadable", why=str(error))
             raise SpecRefused("unknown") from error
 
-    async def heartbeat(self, info: WorkerInfo) -> None:
-        """Announce the worker for `HEARTBEAT_TTL_MS`. Raises `Unavailable`."""
+    async def heartbeat(self, info: WorkerInfo) -> int:
+        """Announce the worker for `HEARTBEAT_TTL_MS`; how many calls it has been given. Raises `Unavailable`.
+
+        One step: of a worker that announces itself as draining, the number has every call that will ever reach it.
+        """
         async with redis_call(Unavailable), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.set(worker_key(info.worker_id), msgspec.json.encode(info), px=HEARTBEAT_TTL_MS)
             pipeline.sadd(WORKERS_KEY, info.worker_id)
-            await pipeline.execute()
+            pipeline.zcard(leases_key(info.worker_id))
+            leases: int = (await pipeline.execute())[-1]
+        return leases
 
     async def deregister(self, worker_id: str) -> None:
         """Take the announcement back. Without Redis it ends by itself within `HEARTBEAT_TTL_MS`."""
@@ -138,7 +146,7 @@ class Registry:
         async def take_order(order: LegOrder) -> None:
             handle(order)
 
-        await listen(self._redis, orders_channel(worker_id), LegOrder, take_order)
+        await listen(self._redis, orders_channel(worker_id), LegOrder, take_order, self.listening.set)
 
     async def close(self) -> None:
         """Store the reports that still wait, for at most `CLOSE_SECONDS`, and disconnect."""

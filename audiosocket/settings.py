@@ -272,7 +272,7 @@ class GatewaySettings(Settings):
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     capacity: Annotated[int, Field(ge=1, le=5000)] = 250
     """Calls per worker."""
-    drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 30
+    drain_seconds: Annotated[float, Field(ge=0, le=14400)] = 30
     """How long a stopping worker lets its calls end by themselves."""
     allow: list[str] = Field(default_factory=list)
     """Networks (CIDR) that may connect; empty: any that reaches the port."""

@@ -14,12 +14,14 @@ import structlog
 
 from audiosocket.breakers import Breakers, MemoryBreakers
 from audiosocket.callspec import CallNotice, CallReport, CallSpec, LegOrder, WorkerInfo
-from audiosocket.errors import SpecRefused
+from audiosocket.errors import SpecRefused, Unavailable
 
 if TYPE_CHECKING:
     from audiosocket.registry import Registry
 
 REMEMBERED_UUIDS = 100_000
+HEARD_SECONDS = 1.0
+"""How long an announcement waits for orders to be heard."""
 
 log = structlog.get_logger(__name__)
 
@@ -42,8 +44,9 @@ class CallSource(Protocol):
     async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         """Hands every order to `handle`, for as long as the worker runs."""
 
-    async def announce(self, info: WorkerInfo) -> None:
-        """The worker's registration, every `HEARTBEAT_SECONDS`. Raises `Unavailable`."""
+    async def announce(self, info: WorkerInfo) -> int:
+        """The worker's registration, every `HEARTBEAT_SECONDS`; how many calls it has been given, those that are still
+        on their way to it included. Raises `Unavailable`."""
 
     async def close(self, worker_id: str) -> None:
         """The worker ends: it is no longer announced, and no report stays behind."""
@@ -68,8 +71,14 @@ class RegistrySource:
     async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         await self._registry.orders(worker_id, handle)
 
-    async def announce(self, info: WorkerInfo) -> None:
-        await self._registry.heartbeat(info)
+    async def announce(self, info: WorkerInfo) -> int:
+        # A call may come at once, and with it an order that would not be heard.
+        try:
+            async with asyncio.timeout(HEARD_SECONDS):
+                await self._registry.listening.wait()
+        except TimeoutError:
+            raise Unavailable("orders cannot be heard") from None
+        return await self._registry.heartbeat(info)
 
     async def close(self, worker_id: str) -> None:
         await self._registry.deregister(worker_id)
@@ -86,10 +95,13 @@ class StandaloneSource:
     def __init__(self, template: CallSpec, accept_any: bool) -> None:
         self._template = template
         self._accept_any = accept_any
+        self._draining = False
         self._seen: OrderedDict[str, None] = OrderedDict()
         self.breakers: Breakers = MemoryBreakers()
 
     async def take(self, leg_uuid: str, peer: str) -> CallSpec:
+        if self._draining:  # nobody else keeps calls away: the dialplan goes on, to another worker or a prompt
+            raise SpecRefused("draining")
         if not self._accept_any:
             if not ipaddress.ip_address(peer).is_loopback:
                 raise SpecRefused("unknown")
@@ -120,8 +132,9 @@ class StandaloneSource:
     async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         await asyncio.Event().wait()
 
-    async def announce(self, info: WorkerInfo) -> None:
-        return None
+    async def announce(self, info: WorkerInfo) -> int:
+        self._draining = info.draining
+        return 0
 
     async def close(self, worker_id: str) -> None:
         return None

@@ -33,6 +33,10 @@ class WorkerCollector(Collector):
         yield _gauge("trunkbridge_media_sessions_active", "Calls on this worker.", worker.active)
         yield _gauge("trunkbridge_media_sessions_capacity", "Calls that this worker may carry.", worker.capacity)
         yield _gauge("trunkbridge_media_draining", "1 while this worker takes no new calls.", int(worker.draining))
+        yield _gauge(
+            "trunkbridge_media_overloaded", "1 while this worker does not keep its 20 ms.", int(worker.load.overloaded)
+        )
+        yield _gauge("trunkbridge_loop_cpu", "Share of a core that the event loop used.", worker.load.last.cpu)
         frames = CounterMetricFamily(
             "trunkbridge_media_frames", "20 ms frames by direction (rx: from the caller).", labels=["direction"]
         )
@@ -156,10 +160,11 @@ def status_app(worker: Worker, ready: Callable[[], str]) -> web.Application:
     registry.register(WorkerCollector(worker))
 
     async def healthz(_request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+        why = worker.why_not_alive()
+        return web.Response(text=f"{why or 'ok'}\n", status=503 if why else 200)
 
     async def readyz(_request: web.Request) -> web.Response:
-        why = ready()
+        why = worker.why_not_alive() or ready()
         return web.Response(text=f"{why or 'ready'}\n", status=503 if why else 200)
 
     async def metrics(_request: web.Request) -> web.Response:

@@ -24,6 +24,7 @@ from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.legs.audiosocket import AudioSocketLeg
 from audiosocket.legs.base import MediaLeg
 from audiosocket.legs.rtp import RtpLeg, RtpPort, parse_address
+from audiosocket.load import Load
 from audiosocket.media_call import MediaCall
 from audiosocket.platform_http import PlatformHttp
 from audiosocket.prompts import Prompts
@@ -36,6 +37,13 @@ SPARE_CONNECTIONS = 64
 """Connections beyond the capacity that may be open at once: legs that end, and strangers until they are refused."""
 LISTEN_BACKLOG = 1024
 STOPPED = "the worker was stopped"
+STALLED_SECONDS = 2.0
+"""A clock that is so far behind in a loop that turns has lost its timer: no call hears anything any more."""
+DRAIN_POLL_SECONDS = 0.2
+"""How often a draining worker without calls asks whether one is still on its way to it."""
+CLOSING_SECONDS = 30
+"""What the supervisor is asked for again and again while a stop takes its time: enough for a Redis that does not
+answer, and in the end for sockets, callbacks, recordings and reports."""
 _TIMES = ("connect_ms", "first_audio_ms", "setup_app_ms", "setup_caller_ms")
 _NOT_COUNTED = (*_TIMES, "playout_peak_ms", "response_ms", "barge_in_ms")
 """Figures of calls that cannot be added up."""
@@ -78,7 +86,13 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._past = MediaFigures()
         self._started_ms = now_ms()
-        self._announced = False
+        self._announced: bool | None = None
+        """None: not tried yet."""
+        self._announcing = asyncio.Lock()
+        self._given = 0
+        """Calls that controllers have given to this worker, those on their way included."""
+        self._ready = False
+        self._drain_until = 0.0
         self._stopping = False
         self.port = options.port
         self.rtp: RtpPort | None = None
@@ -91,6 +105,7 @@ class Worker:
         """By application."""
         self.refused: dict[str, int] = {}
         self.capacity = options.capacity
+        self.load = Load()
         self.draining = False
         self.breakers = BreakerDesk(source.breakers)
         self._services = CallServices(
@@ -145,17 +160,17 @@ class Worker:
         status = await self._serve_status()
         if self.recordings is not None:
             self.recordings.start()
-        heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
         orders = asyncio.create_task(self._source.orders(options.worker_id, self._order), name="orders")
-        log.info("worker_ready", worker=options.worker_id, listen=f"{options.host}:{self.port}", capacity=self.capacity)
-        notify("READY=1")
+        load = asyncio.create_task(self.load.watch(), name="load")
+        heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
         try:
             await stop.requested.wait()
             await self._drain(stop)
         finally:
-            notify("STOPPING=1")
+            load.cancel()
             heartbeat.cancel()
-            await asyncio.gather(heartbeat, return_exceptions=True)
+            await asyncio.gather(load, heartbeat, return_exceptions=True)
+            notify(f"STATUS=ending\nEXTEND_TIMEOUT_USEC={CLOSING_SECONDS * 1_000_000}")
             server.close()
             self._stopping = True
             for call in list(self.calls.values()):
@@ -260,28 +275,55 @@ class Worker:
             self.leg_identified(leg, order.leg_uuid)
 
     async def _drain(self, stop: StopSignal) -> None:
+        """Returns when no call is here or on its way, when the time for that is over, or when it is to end at once."""
         self.draining = True
-        log.info("worker_draining", calls=self.active, seconds=self._options.drain_seconds)
+        seconds = self._options.drain_seconds
+        self._drain_until = asyncio.get_running_loop().time() + seconds
+        log.info("worker_draining", calls=self.active, seconds=seconds)
+        notify("STOPPING=1")
+        self._tell_supervisor()
         await self._announce()
-        if not self.calls:
-            return
         at_once = asyncio.create_task(stop.at_once.wait(), name="stop at once")
         try:
-            async with asyncio.timeout(self._options.drain_seconds):
-                while self.calls and not at_once.done():
-                    await asyncio.wait((*self._tasks, at_once), return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout_at(self._drain_until):
+                while (self._tasks or self._given) and not at_once.done():
+                    await asyncio.wait(
+                        (*self._tasks, at_once),
+                        timeout=None if self._tasks else DRAIN_POLL_SECONDS,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    if not self._tasks:
+                        await self._announce()
         except TimeoutError:
-            if self.calls:
-                log.warning("drain_time_over", calls=self.active)
+            log.warning("drain_time_over", calls=self.active, on_their_way=max(0, self._given - self.active))
         finally:
             at_once.cancel()
 
     async def _heartbeat(self) -> None:
         while True:
             await self._announce()
+            self._tell_supervisor()
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
+    def _tell_supervisor(self) -> None:
+        """Feeds the watchdog, but not for a loop that turns while no call's audio does."""
+        ill = self.why_not_alive()
+        states = [] if ill else ["WATCHDOG=1"]
+        if self.draining:
+            left = max(0.0, self._drain_until - asyncio.get_running_loop().time())
+            states.append(f"STATUS=draining: {self.active} calls left, for at most {left:.0f} s")
+            states.append(f"EXTEND_TIMEOUT_USEC={CLOSING_SECONDS * 1_000_000}")
+        else:
+            why = ill or self._why_not_ready()
+            busy = f"{self.active} of {self.capacity} calls, {self.load.last.cpu:.0%} of a core"
+            states.append(f"STATUS={busy}{f'; takes no new ones: {why}' if why else ''}")
+        notify("\n".join(states))
+
     async def _announce(self) -> None:
+        async with self._announcing:  # what was true before must not be stored after what is true now
+            await self._announce_now()
+
+    async def _announce_now(self) -> None:
         options = self._options
         info = WorkerInfo(
             worker_id=options.worker_id,
@@ -295,22 +337,39 @@ class Worker:
             version=__version__,
             started_at_ms=self._started_ms,
             rtp_port=0 if self.rtp is None else self.rtp.port,
+            overloaded=self.load.overloaded or bool(self.why_not_alive()),
+            cpu_percent=round(self.load.last.cpu * 100),
+            lateness_ms=round(self.load.last.worst * 1000),
         )
         try:
-            await self._source.announce(info)
+            self._given = await self._source.announce(info)
         except Unavailable as error:
-            if self._announced:
+            if self._announced is not False:
                 log.warning("announce_failed", detail=str(error))
             self._announced = False
-        else:
-            self._announced = True
-        notify("WATCHDOG=1")
+            self._given = 0  # without Redis no call that is on its way can be known
+            return
+        self._announced = True
+        if not self._ready:
+            # From here on calls come. A supervisor that restarts one worker after the other goes on to the next now.
+            self._ready = True
+            listen = f"{options.host}:{self.port}"
+            log.info("worker_ready", worker=options.worker_id, listen=listen, capacity=self.capacity)
+            notify("READY=1")
+
+    def why_not_alive(self) -> str:
+        """Why the worker is of no use any more though its loop turns, or nothing."""
+        behind = self.clock.behind_seconds()
+        return f"the clock stands still since {behind:.0f} s" if behind > STALLED_SECONDS else ""
 
     def _why_not_ready(self) -> str:
         if self.draining:
             return "draining"
         if not self._announced:
             return "not announced: Redis does not answer"
+        if self.load.overloaded:
+            last = self.load.last
+            return f"overloaded: {last.cpu:.0%} of a core, up to {last.worst * 1000:.0f} ms late"
         if self.active >= self.capacity:
             return "full"
         return ""

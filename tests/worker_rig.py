@@ -48,6 +48,8 @@ class AnnouncedCalls:
         self.order: Callable[[LegOrder], None] | None = None
         """Hands an order to the worker."""
         self.breakers: Breakers = MemoryBreakers()
+        self.given = 0
+        """How many calls are leased to the worker."""
         self.closed = False
 
     def announce_call(self, **changes: Any) -> CallSpec:
@@ -71,8 +73,9 @@ class AnnouncedCalls:
         self.order = handle
         await asyncio.Event().wait()
 
-    async def announce(self, info: WorkerInfo) -> None:
+    async def announce(self, info: WorkerInfo) -> int:
         self.announced.append(info)
+        return self.given
 
     async def close(self, worker_id: str) -> None:
         self.closed = True

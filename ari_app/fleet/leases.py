@@ -2,7 +2,7 @@
 
 The policy is in the scripts below and nowhere else: only inside Redis can the choice and the record of it be one step
 that no other controller gets between. A worker is chosen among those that are alive (`WorkerInfo` not expired) and not
-draining: the least leases per capacity, and among equals in turn.
+draining or overloaded: the least leases per capacity, and among equals in turn.
 
 Invariants, whatever the order of calls and whoever dies in between:
 - No grant takes a worker above its capacity.
@@ -34,7 +34,7 @@ RENEW_BATCH = 500
 _WHY = {
     b"no_workers": "no media worker is registered: is a gateway running, and does it reach this Redis?",
     b"all_draining": "every media worker is draining",
-    b"all_full": "every media worker is at its capacity",
+    b"all_full": "every media worker is at its capacity, or does not keep its 20 ms",
 }
 
 # All keys carry one hash tag, so they are in one slot of a cluster although only KEYS[1] is declared.
@@ -106,7 +106,7 @@ for _, worker in ipairs(workers) do
     elseif info then
         why = 'all_full'
         local active = count(worker)
-        if active < info.capacity then
+        if active < info.capacity and not info.overloaded then
             -- active / capacity, compared without dividing
             local order = best[1] and active * best[1].capacity - best[1].active * info.capacity or -1
             if order < 0 then best = {} end

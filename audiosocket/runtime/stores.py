@@ -153,15 +153,21 @@ def decoded(payload: bytes, kind: type[T]) -> T | None:
 
 
 async def listen(
-    client: redis.asyncio.Redis, channel: str, kind: type[T], handle: Callable[[T], Awaitable[None]]
+    client: redis.asyncio.Redis,
+    channel: str,
+    kind: type[T],
+    handle: Callable[[T], Awaitable[None]],
+    heard: Callable[[], None] = lambda: None,
 ) -> NoReturn:
-    """Hands every message of a channel to `handle`, for ever. While Redis is away none is heard."""
+    """Hands every message of a channel to `handle`, for ever. While Redis is away none is heard; `heard` is called
+    each time from when on they are again."""
     failures = 0
     while True:
         try:
             async with client.pubsub() as listener:
                 async with redis_call(Unavailable):
                     await listener.subscribe(channel)
+                heard()
                 failures = 0
                 while True:
                     payload = await _next_message(listener)

@@ -76,6 +76,22 @@ async def test_equals_take_turns_even_when_each_call_ends_before_the_next(leases
     assert collections.Counter(chosen) == {"gw/0": 3, "gw/1": 3, "gw/2": 3}
 
 
+async def test_a_worker_that_does_not_keep_up_is_given_no_call_but_keeps_those_that_it_has(leases, redis_client):
+    well, ill = worker("gw/0", 5), worker("gw/1", 5)
+    for info in (well, ill):
+        await announce(redis_client, info)
+    before = {call: (await leases.acquire(call)).worker_id for call in ("one", "two")}
+    assert sorted(before.values()) == ["gw/0", "gw/1"]
+    await announce(redis_client, msgspec.structs.replace(ill, overloaded=True))
+    assert {(await leases.acquire(str(uuid.uuid4()))).worker_id for _ in range(4)} == {"gw/0"}
+    with pytest.raises(NoCapacity) as caught:
+        await leases.acquire("more")
+    assert caught.value.reason == "all_full"
+    assert await leases.renew(before) == set()
+    await announce(redis_client, ill)
+    assert (await leases.acquire("more")).worker_id == "gw/1"
+
+
 async def test_why_there_is_no_capacity(leases, redis_client):
     async def why():
         with pytest.raises(NoCapacity) as caught:

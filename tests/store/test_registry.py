@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
-from ari_app.errors import StoreUnavailable
+from ari_app.errors import NoCapacity, StoreUnavailable
+from ari_app.fleet.leases import Leases
 from ari_app.store.present import Present
 from audiosocket.callspec import (
     SPEC_GRACE_SECONDS,
@@ -21,6 +22,7 @@ from audiosocket.callspec import (
     CallReport,
     CallSpec,
     EndReason,
+    LegOrder,
     MediaFigures,
     WorkerInfo,
     report_stream,
@@ -32,6 +34,7 @@ from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.registry import Registry, open_registry
 from audiosocket.runtime.stores import open_redis
 from audiosocket.settings import NodeSettings, StoreUrls
+from audiosocket.sources import RegistrySource
 from tests.stores import until
 
 pytestmark = pytest.mark.store
@@ -239,3 +242,34 @@ async def test_a_password_is_used_and_never_shown(servers, redis_client):
 def test_embedded_stores_that_do_not_run(tmp_path):
     with pytest.raises(ConfigError, match="not running"):
         open_registry(NodeSettings(node="gw", store="embedded", state_dir=tmp_path))
+
+
+async def test_a_heartbeat_tells_how_many_calls_the_worker_has_been_given(registry, redis_client):
+    assert await registry.heartbeat(info()) == 0
+    leases = Leases(redis_client, 60)
+    for call in ("one", "two"):
+        assert (await leases.acquire(call)).worker_id == "gw/0"
+    assert await registry.heartbeat(msgspec.structs.replace(info(), draining=True)) == 2
+    with pytest.raises(NoCapacity):
+        await leases.acquire("three")
+    assert await leases.release("one")
+    assert await leases.release("two")
+    assert await registry.heartbeat(info()) == 0
+
+
+async def test_a_worker_is_announced_when_it_hears_orders(registry, redis_client, monkeypatch):
+    monkeypatch.setattr("audiosocket.sources.HEARD_SECONDS", 0.05)
+    source = RegistrySource(registry)
+    with pytest.raises(Unavailable, match="orders cannot be heard"):
+        await source.announce(info())
+    assert not await redis_client.exists(worker_key("gw/0"))
+    heard = []
+    listening = asyncio.create_task(source.orders("gw/0", heard.append))
+    try:
+        async with asyncio.timeout(10):
+            await registry.listening.wait()
+        assert await source.announce(info()) == 0
+        assert await Present(redis_client).send_order("gw/0", LegOrder(leg_uuid="u", order="release"))
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
