@@ -26,6 +26,7 @@ _COMMANDS = {
     "gateway": ("audiosocket.cli:gateway", "Run one media worker, configured or standalone."),
     "loadtest": ("audiosocket.loadtest.command:loadtest", "Load a media worker and measure what it carries."),
     "stores": ("ari_app.store.command:stores", "Run the embedded PostgreSQL and Redis."),
+    "workers": ("ari_app.cli.workers:workers", "List the registered media workers and their load."),
 }
 
 
