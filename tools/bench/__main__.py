@@ -18,7 +18,7 @@ from audiosocket.errors import ConfigError, Unavailable
 from audiosocket.loadtest import machine
 from tools.asterisk.install import AsteriskUnavailable
 from tools.asterisk.instance import AsteriskFailed
-from tools.bench import calls50, freeze, rate50, rate_accuracy, report, setup, transcode, worker
+from tools.bench import calls50, freeze, rate50, rate_accuracy, report, setup, transcode, worker, workers
 from tools.bench.options import Options
 from tools.process import ProcessFailed
 from tools.sip.sipp import SippError
@@ -34,6 +34,7 @@ class _Benchmark(NamedTuple):
 BENCHMARKS = {
     "transcode": _Benchmark(transcode.run, transcode.limit_seconds),
     "worker": _Benchmark(worker.run, worker.limit_seconds),
+    "workers": _Benchmark(workers.run, workers.limit_seconds),
     "freeze": _Benchmark(freeze.run, freeze.limit_seconds),
     "setup": _Benchmark(setup.run, setup.limit_seconds),
     "calls50": _Benchmark(calls50.run, calls50.limit_seconds),
@@ -45,10 +46,10 @@ _FAILURES = (AsteriskFailed, AsteriskUnavailable, ConfigError, ProcessFailed, Si
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)), metavar="[NAME]...")
-@click.option("--seconds", type=click.FloatRange(2, 600), help="calls50, rate50, worker: how long.")
+@click.option("--seconds", type=click.FloatRange(2, 600), help="calls50, rate50, worker, workers: how long.")
 @click.option("--rate", type=click.FloatRange(0.1, 200), help="rate50: calls a second.")
 @click.option("--minutes", type=click.FloatRange(0.1, 120), help="rate_accuracy: how long.")
-@click.option("--calls", type=click.IntRange(1, 2000), multiple=True, help="Calls at once; worker: may be repeated.")
+@click.option("--calls", type=click.IntRange(1, 2000), multiple=True, help="Calls at once; worker(s): may be repeated.")
 @click.option(
     "--profile", is_flag=True, help="worker: run it under cProfile; files for pstats stay in .run/bench/worker."
 )
@@ -60,7 +61,7 @@ def main(
     calls: tuple[int, ...],
     profile: bool,
 ) -> None:
-    """Measure: transcode, worker, freeze, setup, calls50, rate50, rate_accuracy; without a name, all in this order."""
+    """Measure: transcode, worker, workers, freeze, setup, calls50, rate50, rate_accuracy; without a name, all."""
     options = Options(FOLDER, seconds, rate, minutes, calls, profile)
     # Wide enough for every table when the output is a file.
     console = Console(width=None if sys.stdout.isatty() else 200)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from pathlib import Path
 
 from audiosocket.loadtest import machine
 from audiosocket.loadtest.applications import Echo, serve
@@ -56,7 +57,8 @@ async def run(options: Options) -> Outcome:
     cores = machine.two_cores()
     rows, notes = [], []
     for calls in options.calls or CALLS:
-        row = await _measure(calls, seconds, cores, options)
+        folder = options.folder / "worker"
+        row = await measure(calls, seconds, cores, folder, folder / f"{calls}.prof" if options.profile else None)
         rows.append(tuple(row[column] for column in _COLUMNS))
         generator = row["generator cores"]
         if isinstance(generator, float) and generator > SATURATED:
@@ -78,9 +80,10 @@ async def run(options: Options) -> Outcome:
     return Outcome(what, [Table("worker", _COLUMNS, rows)], notes)
 
 
-async def _measure(calls: int, seconds: float, cores: tuple[int, int] | None, options: Options) -> dict[str, Value]:
-    folder = options.folder / "worker"
-    profile = folder / f"{calls}.prof" if options.profile else None
+async def measure(
+    calls: int, seconds: float, cores: tuple[int, int] | None, folder: Path, profile: Path | None = None
+) -> dict[str, Value]:
+    """One number of calls, by a name for each figure. `cores`: the worker's, and the generator's."""
     own_core = machine.pinned(cores[1]) if cores else contextlib.nullcontext()
     async with serve(Echo) as url:
         worker = StandaloneWorker(folder, url, calls, cores[0] if cores else None, profile)
