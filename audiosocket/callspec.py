@@ -51,7 +51,7 @@ WORKERS_KEY = f"{KEY_PREFIX}workers"
 
 def leases_key(worker_id: str) -> str:
     """Key of the calls that controllers have given to a worker (sorted set, call id by the expiry of its lease). A
-    draining worker is done when it is empty."""
+    draining worker waits for those of them that have not come yet."""
     return f"{KEY_PREFIX}leases:{worker_id}"
 
 

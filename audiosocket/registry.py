@@ -95,17 +95,19 @@ class Registry:
             log.error("call_spec_unreadable", why=str(error))
             raise SpecRefused("unknown") from error
 
-    async def heartbeat(self, info: WorkerInfo) -> int:
-        """Announce the worker for `HEARTBEAT_TTL_MS`; how many calls it has been given. Raises `Unavailable`.
+    async def heartbeat(self, info: WorkerInfo) -> set[str]:
+        """Announce the worker for `HEARTBEAT_TTL_MS`. Raises `Unavailable`.
 
-        One step: of a worker that announces itself as draining, the number has every call that will ever reach it.
+        The answer to one that is draining are the ids of the calls that it has been given. No other call can reach it
+        from then on: announcing and asking are one step.
         """
         async with redis_call(Unavailable), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.set(worker_key(info.worker_id), msgspec.json.encode(info), px=HEARTBEAT_TTL_MS)
             pipeline.sadd(WORKERS_KEY, info.worker_id)
-            pipeline.zcard(leases_key(info.worker_id))
-            leases: int = (await pipeline.execute())[-1]
-        return leases
+            if info.draining:
+                pipeline.zrange(leases_key(info.worker_id), 0, -1)
+            answers = await pipeline.execute()
+        return {call_id.decode() for call_id in answers[-1]} if info.draining else set()
 
     async def deregister(self, worker_id: str) -> None:
         """Take the announcement back. Without Redis it ends by itself within `HEARTBEAT_TTL_MS`."""

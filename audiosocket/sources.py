@@ -44,9 +44,9 @@ class CallSource(Protocol):
     async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         """Hands every order to `handle`, for as long as the worker runs."""
 
-    async def announce(self, info: WorkerInfo) -> int:
-        """The worker's registration, every `HEARTBEAT_SECONDS`; how many calls it has been given, those that are still
-        on their way to it included. Raises `Unavailable`."""
+    async def announce(self, info: WorkerInfo) -> set[str]:
+        """The worker's registration, every `HEARTBEAT_SECONDS`. Of one that drains: the ids of the calls that it has
+        been given, those that are still on their way to it included. Raises `Unavailable`."""
 
     async def close(self, worker_id: str) -> None:
         """The worker ends: it is no longer announced, and no report stays behind."""
@@ -71,7 +71,7 @@ class RegistrySource:
     async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         await self._registry.orders(worker_id, handle)
 
-    async def announce(self, info: WorkerInfo) -> int:
+    async def announce(self, info: WorkerInfo) -> set[str]:
         # A call may come at once, and with it an order that would not be heard.
         try:
             async with asyncio.timeout(HEARD_SECONDS):
@@ -132,9 +132,9 @@ class StandaloneSource:
     async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         await asyncio.Event().wait()
 
-    async def announce(self, info: WorkerInfo) -> int:
+    async def announce(self, info: WorkerInfo) -> set[str]:
         self._draining = info.draining
-        return 0
+        return set()
 
     async def close(self, worker_id: str) -> None:
         return None

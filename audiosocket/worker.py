@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections import deque
 from dataclasses import dataclass, field
 
 import structlog
@@ -41,6 +42,8 @@ STALLED_SECONDS = 2.0
 """A clock that is so far behind in a loop that turns has lost its timer: no call hears anything any more."""
 DRAIN_POLL_SECONDS = 0.2
 """How often a draining worker without calls asks whether one is still on its way to it."""
+REMEMBERED_CALLS = 1000
+"""Calls that were here: a controller gives their leases back a little after their end, or has died and does not."""
 CLOSING_SECONDS = 30
 """What the supervisor is asked for again and again while a stop takes its time: enough for a Redis that does not
 answer, and in the end for sockets, callbacks, recordings and reports."""
@@ -89,8 +92,9 @@ class Worker:
         self._announced: bool | None = None
         """None: not tried yet."""
         self._announcing = asyncio.Lock()
-        self._given = 0
-        """Calls that controllers have given to this worker, those on their way included."""
+        self._given: set[str] = set()
+        """Of a draining worker: calls that controllers have given to it, also those that have ended just now."""
+        self._carried: deque[str] = deque(maxlen=REMEMBERED_CALLS)
         self._ready = False
         self._drain_until = 0.0
         self._stopping = False
@@ -247,6 +251,7 @@ class Worker:
             _add(self._past, call.counters())
             reason = call.end_reason.value
             self.ended[reason] = self.ended.get(reason, 0) + 1
+            self._carried.append(spec.call_id)
             del self.calls[spec.call_id]
 
     def _order(self, order: LegOrder) -> None:
@@ -286,7 +291,7 @@ class Worker:
         at_once = asyncio.create_task(stop.at_once.wait(), name="stop at once")
         try:
             async with asyncio.timeout_at(self._drain_until):
-                while (self._tasks or self._given) and not at_once.done():
+                while (self._tasks or self._on_their_way()) and not at_once.done():
                     await asyncio.wait(
                         (*self._tasks, at_once),
                         timeout=None if self._tasks else DRAIN_POLL_SECONDS,
@@ -295,9 +300,12 @@ class Worker:
                     if not self._tasks:
                         await self._announce()
         except TimeoutError:
-            log.warning("drain_time_over", calls=self.active, on_their_way=max(0, self._given - self.active))
+            log.warning("drain_time_over", calls=self.active, on_their_way=len(self._on_their_way()))
         finally:
             at_once.cancel()
+
+    def _on_their_way(self) -> set[str]:
+        return self._given.difference(self.calls, self._carried)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -347,7 +355,7 @@ class Worker:
             if self._announced is not False:
                 log.warning("announce_failed", detail=str(error))
             self._announced = False
-            self._given = 0  # without Redis no call that is on its way can be known
+            self._given = set()  # without Redis no call that comes can be known
             return
         self._announced = True
         if not self._ready:

@@ -48,8 +48,8 @@ class AnnouncedCalls:
         self.order: Callable[[LegOrder], None] | None = None
         """Hands an order to the worker."""
         self.breakers: Breakers = MemoryBreakers()
-        self.given = 0
-        """How many calls are leased to the worker."""
+        self.given: set[str] = set()
+        """Ids of the calls that are leased to the worker."""
         self.closed = False
 
     def announce_call(self, **changes: Any) -> CallSpec:
@@ -73,7 +73,7 @@ class AnnouncedCalls:
         self.order = handle
         await asyncio.Event().wait()
 
-    async def announce(self, info: WorkerInfo) -> int:
+    async def announce(self, info: WorkerInfo) -> set[str]:
         self.announced.append(info)
         return self.given
 

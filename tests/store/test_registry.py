@@ -244,17 +244,19 @@ def test_embedded_stores_that_do_not_run(tmp_path):
         open_registry(NodeSettings(node="gw", store="embedded", state_dir=tmp_path))
 
 
-async def test_a_heartbeat_tells_how_many_calls_the_worker_has_been_given(registry, redis_client):
-    assert await registry.heartbeat(info()) == 0
+async def test_a_draining_worker_is_told_which_calls_it_has_been_given(registry, redis_client):
+    draining = msgspec.structs.replace(info(), draining=True)
+    assert await registry.heartbeat(draining) == set()
+    assert await registry.heartbeat(info()) == set()
     leases = Leases(redis_client, 60)
     for call in ("one", "two"):
         assert (await leases.acquire(call)).worker_id == "gw/0"
-    assert await registry.heartbeat(msgspec.structs.replace(info(), draining=True)) == 2
+    assert await registry.heartbeat(info()) == set()  # nobody asks
+    assert await registry.heartbeat(draining) == {"one", "two"}
     with pytest.raises(NoCapacity):
         await leases.acquire("three")
     assert await leases.release("one")
-    assert await leases.release("two")
-    assert await registry.heartbeat(info()) == 0
+    assert await registry.heartbeat(draining) == {"two"}
 
 
 async def test_a_worker_is_announced_when_it_hears_orders(registry, redis_client, monkeypatch):
@@ -268,7 +270,7 @@ async def test_a_worker_is_announced_when_it_hears_orders(registry, redis_client
     try:
         async with asyncio.timeout(10):
             await registry.listening.wait()
-        assert await source.announce(info()) == 0
+        assert await source.announce(info()) == set()
         assert await Present(redis_client).send_order("gw/0", LegOrder(leg_uuid="u", order="release"))
     finally:
         listening.cancel()
