@@ -107,7 +107,7 @@ def test_between_two_streams_the_caller_is_not_heard_and_that_is_counted() -> No
     figures = call.session.figures()
     assert (figures.caller_frames, figures.digits) == (5, 1)
     assert figures.caller_frames_dropped == {"before_start": 1, "between_streams": 2}
-    assert call.notes == ["first_caller_audio"]
+    assert call.notes == ["first_caller_audio", "dtmf_unheard"]
 
 
 def test_the_next_application_may_speak_another_dialect() -> None:
