@@ -130,9 +130,16 @@ async def redis_call(
     unavailable: Callable[[str], Exception], timeout_seconds: float = REDIS_TIMEOUT_SECONDS
 ) -> AsyncIterator[None]:
     """Commands that together end within `timeout_seconds`; whatever goes wrong raises what `unavailable` makes."""
+    task = asyncio.current_task()
+    assert task is not None
     try:
         async with asyncio.timeout(timeout_seconds):
+            cancelled = task.cancelling()
             yield
+            if task.cancelling() > cancelled:
+                # redis-py sends inside wait_for, and that of Python 3.11 forgets a cancellation that comes together
+                # with what it waits for: the task would go on for ever.
+                raise asyncio.CancelledError
     except (RedisError, OSError, TimeoutError) as error:
         text = str(error) or f"no answer within {timeout_seconds:g} s"
         raise unavailable(f"Redis cannot be used: {text}") from error

@@ -32,7 +32,7 @@ from audiosocket.callspec import (
 )
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.registry import Registry, open_registry
-from audiosocket.runtime.stores import open_redis
+from audiosocket.runtime.stores import open_redis, redis_call
 from audiosocket.settings import NodeSettings, StoreUrls
 from audiosocket.sources import RegistrySource
 from tests.stores import until
@@ -237,6 +237,26 @@ async def test_a_password_is_used_and_never_shown(servers, redis_client):
     finally:
         async with open_redis(urls) as client:
             await client.config_set("requirepass", "")
+
+
+async def test_a_cancellation_that_the_client_forgets_is_not_lost():
+    begun = asyncio.Event()
+
+    async def reads():
+        async with redis_call(Unavailable):
+            try:
+                begun.set()
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                pass  # as wait_for of Python 3.11 may
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(reads())
+    await begun.wait()
+    task.cancel()
+    done, _ = await asyncio.wait((task,), timeout=5)
+    assert done
+    assert task.cancelled()
 
 
 def test_embedded_stores_that_do_not_run(tmp_path):
