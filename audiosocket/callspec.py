@@ -23,6 +23,9 @@ SPEC_GRACE_SECONDS = 300
 """How long a spec's key, and the memory of its having been taken, outlives the spec: `expired` and `reused` are told
 apart from `unknown` for this long."""
 
+NOTICE_SECONDS = 5.0
+"""How long a `CallNotice` has a meaning: an older one is neither sent nor read."""
+
 HEARTBEAT_SECONDS = 1.0
 """How often a worker renews its `WorkerInfo`."""
 
@@ -62,9 +65,14 @@ def orders_channel(worker_id: str) -> str:
 
 
 def report_stream(node: str) -> str:
-    """Stream on which the controller of a PBX node reads the reports of its calls (field `report`) and what is to be
-    known before their end (field `notice`)."""
+    """Stream on which the controller of a PBX node reads the reports of its calls (field `report`)."""
     return f"{KEY_PREFIX}reports:{node}"
+
+
+def notice_stream(reports: str) -> str:
+    """Stream beside the report stream `reports` for what is to be known before a call's end (field `notice`): apart, so
+    that no number of notices displaces a report."""
+    return f"{reports}:notices"
 
 
 class MediaFormat(StrEnum):
@@ -297,7 +305,7 @@ NoticeEvent = Literal["attached", "connected", "speaking", "digits"]
 
 
 class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
-    """What the controller is told while the call goes on, on the same stream as the report (field `notice`)."""
+    """What the controller is told while the call goes on, on `notice_stream`."""
 
     call_id: str
     leg_uuid: str

@@ -7,6 +7,7 @@ A take whose answer is lost is not repeated: it may have happened.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ import structlog
 from audiosocket.breakers import RedisBreakers
 from audiosocket.callspec import (
     HEARTBEAT_TTL_MS,
+    NOTICE_SECONDS,
     WORKERS_KEY,
     CallNotice,
     CallReport,
@@ -25,6 +27,7 @@ from audiosocket.callspec import (
     LegOrder,
     WorkerInfo,
     leases_key,
+    notice_stream,
     orders_channel,
     spec_key,
     taken_key,
@@ -40,6 +43,10 @@ REPORT_STREAM_MAX = 20_000
 REPORT_FIELD = "report"
 NOTICE_FIELD = "notice"
 NOTICES_WAITING_MAX = 1000
+NOTICE_STREAM_MAX = 5000
+"""About how many notices a stream keeps; they are meaningless after `NOTICE_SECONDS`."""
+NOTICE_STREAM_TTL_MS = 3_600_000
+"""Nobody removes what was read: the stream of a node without calls goes by itself."""
 CLOSE_SECONDS = 5.0
 
 # KEYS: spec, taken marker. Runs on Redis 6.2, where scripts replicate their effects, so that TIME may come first.
@@ -72,7 +79,7 @@ class Registry:
         self._take = client.register_script(_TAKE)
         self._reports: deque[tuple[str, bytes]] = deque()
         self._sender: asyncio.Task[None] | None = None
-        self._notices: deque[tuple[str, bytes]] = deque()
+        self._notices: deque[tuple[float, str, bytes]] = deque()
         self._notifier: asyncio.Task[None] | None = None
         self.breakers = RedisBreakers(client)
         self.reports_lost = 0
@@ -134,11 +141,11 @@ class Registry:
 
     def notify(self, stream: str, notice: CallNotice) -> None:
         """Tell the controller that reads `stream`; returns at once. Notices keep their order. One that cannot be stored
-        is not repeated: it would come too late."""
+        within `NOTICE_SECONDS` is not sent: it would come too late."""
         if len(self._notices) >= NOTICES_WAITING_MAX:
             log.warning("notice_lost", notice=notice.event, call_id=notice.call_id, why="too many wait")
             return
-        self._notices.append((stream, msgspec.json.encode(notice)))
+        self._notices.append((time.monotonic(), notice_stream(stream), msgspec.json.encode(notice)))
         if self._notifier is None or self._notifier.done():
             self._notifier = asyncio.create_task(self._send_notices(), name="registry-notices")
 
@@ -182,10 +189,15 @@ class Registry:
 
     async def _send_notices(self) -> None:
         while self._notices:
-            stream, payload = self._notices.popleft()
+            since, stream, payload = self._notices.popleft()
+            if time.monotonic() - since > NOTICE_SECONDS:
+                log.warning("notice_lost", why="Redis was away for too long")
+                continue
             try:
-                async with redis_call(Unavailable):
-                    await self._redis.xadd(stream, {NOTICE_FIELD: payload}, maxlen=REPORT_STREAM_MAX, approximate=True)
+                async with redis_call(Unavailable), self._redis.pipeline(transaction=False) as pipeline:
+                    pipeline.xadd(stream, {NOTICE_FIELD: payload}, maxlen=NOTICE_STREAM_MAX, approximate=True)
+                    pipeline.pexpire(stream, NOTICE_STREAM_TTL_MS)
+                    await pipeline.execute()
             except Unavailable as error:
                 log.warning("notice_lost", why=str(error))
 

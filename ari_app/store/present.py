@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import islice
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import structlog
 from ari_app.errors import StoreUnavailable, Unavailable
 from audiosocket.callspec import (
     KEY_PREFIX,
+    NOTICE_SECONDS,
     SPEC_GRACE_SECONDS,
     WORKERS_KEY,
     CallNotice,
@@ -22,6 +24,7 @@ from audiosocket.callspec import (
     CallSpec,
     LegOrder,
     WorkerInfo,
+    notice_stream,
     orders_channel,
     report_stream,
     spec_key,
@@ -97,7 +100,8 @@ class Present:
 
 
 class ReportReader:
-    """Reads the reports of a node's calls, and what is to be known before their end, each at least once.
+    """Reads the reports of a node's calls, each at least once, and what is to be known before their end: once, and only
+    what is new since this reader was made, and at most `NOTICE_SECONDS` old.
 
     A report is acknowledged, and removed, only when `durable` returns after it was handled. What was handed out and
     not acknowledged, for instance because the controller was killed, is handed out again at the next start: handling
@@ -108,6 +112,8 @@ class ReportReader:
         """`durable` returns when all that was handled up to now is stored (`RecordWriter.barrier`)."""
         self._redis = client
         self._stream = report_stream(node)
+        self._notices = notice_stream(self._stream)
+        self._began = time.monotonic()
         self._consumer = node
         self._durable = durable
         self._handled: set[bytes] = set()
@@ -116,13 +122,14 @@ class ReportReader:
     async def run(
         self, on_report: Callable[[CallReport], Awaitable[None]], on_notice: Callable[[CallNotice], None]
     ) -> None:
-        """Hand every report and every notice on, for ever, in the order in which they were written.
+        """Hand every report and every notice on, for ever, each kind in the order in which it was written.
 
         While Redis is away it waits; what a handler raises ends it.
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._acknowledge(), name="report-acknowledge")
             tasks.create_task(self._read(on_report, on_notice), name="report-read")
+            tasks.create_task(self._read_notices(on_notice), name="notice-read")
 
     async def _read(
         self, on_report: Callable[[CallReport], Awaitable[None]], on_notice: Callable[[CallNotice], None]
@@ -148,11 +155,48 @@ class ReportReader:
                     if (report := _field(fields, b"report", CallReport)) is not None:
                         await on_report(report)
                     elif (notice := _field(fields, b"notice", CallNotice)) is not None:
-                        on_notice(notice)
+                        on_notice(notice)  # of a worker one version older
                     self._handled.add(entry_id)
                     self._to_acknowledge.set()
             if cursor != b">":
                 cursor = entries[-1][0] if entries else b">"
+
+    async def _read_notices(self, on_notice: Callable[[CallNotice], None]) -> None:
+        failures = 0
+        last = (0, 0)  # the entry that was read last
+        away = True
+        while True:
+            try:
+                if away:
+                    now_ms = await self._time_ms()
+                    recent_ms = now_ms - round(1000 * min(NOTICE_SECONDS, time.monotonic() - self._began))
+                    if not recent_ms <= last[0] <= now_ms:
+                        last = (recent_ms, 0)
+                    away = False
+                async with redis_call(redis_unavailable, BLOCK_SECONDS * 2):
+                    answer: Any = await self._redis.xread(
+                        {self._notices: f"{last[0]}-{last[1]}"}, count=READ_ITEMS, block=int(BLOCK_SECONDS * 1000)
+                    )
+            except StoreUnavailable as error:
+                if failures == 0:
+                    log.warning("notices_unreadable", stream=self._notices, why=str(error))
+                failures += 1
+                away = True
+                await pause(failures)
+                continue
+            failures = 0
+            for entry_id, fields in (entry for _, entries in answer or [] for entry in entries):
+                at_ms, _, number = entry_id.decode().partition("-")
+                last = int(at_ms), int(number)
+                notice = _field(fields, b"notice", CallNotice)
+                if notice is not None:
+                    on_notice(notice)
+
+    async def _time_ms(self) -> int:
+        """Redis' own clock, which entries are numbered by: the hosts' clocks may differ."""
+        async with redis_call(redis_unavailable):
+            seconds, microseconds = await self._redis.time()
+        return seconds * 1000 + microseconds // 1000
 
     async def _ensure_group(self) -> None:
         async with redis_call(redis_unavailable):

@@ -15,7 +15,7 @@ import pytest_asyncio
 from ari_app.store.present import Present
 from audiosocket.breaker import Outcome, Verdict
 from audiosocket.breakers import ANSWER_SECONDS, BreakerDesk, RedisBreakers, breaker_key
-from audiosocket.callspec import CallNotice, LegOrder, orders_channel, report_stream
+from audiosocket.callspec import CallNotice, LegOrder, notice_stream, orders_channel, report_stream
 from audiosocket.errors import Unavailable
 from audiosocket.prompts import Prompts
 from audiosocket.registry import Registry
@@ -189,16 +189,21 @@ def notice(number: int) -> CallNotice:
     return CallNotice(call_id=str(number), leg_uuid="leg", event="digits", digits="5", at_ms=number)
 
 
+async def stored_notices(client) -> list[CallNotice]:
+    entries = await client.xrange(notice_stream("s"))
+    return [msgspec.json.decode(fields[b"notice"], type=CallNotice) for _, fields in entries]
+
+
 async def test_notices_arrive_in_their_order_beside_the_reports(registry, redis_client):
     for number in range(50):
         registry.notify("s", notice(number))
 
     async def all_there():
-        return await redis_client.xlen("s") == 50
+        return await redis_client.xlen(notice_stream("s")) == 50
 
     await until(all_there)
-    stored = [msgspec.json.decode(fields[b"notice"], type=CallNotice) for _, fields in await redis_client.xrange("s")]
-    assert stored == [notice(number) for number in range(50)]
+    assert await stored_notices(redis_client) == [notice(number) for number in range(50)]
+    assert not await redis_client.exists("s")
 
 
 async def test_notices_that_cannot_be_told_are_forgotten(registry, redis_client, servers):
@@ -212,9 +217,27 @@ async def test_notices_that_cannot_be_told_are_forgotten(registry, redis_client,
     registry.notify("s", notice(2))
 
     async def there():
-        return await redis_client.xlen("s") == 1
+        return await redis_client.xlen(notice_stream("s")) == 1
 
     await until(there)
+
+
+async def test_a_notice_that_waited_for_too_long_is_not_sent(registry, redis_client, servers, monkeypatch):
+    monkeypatch.setattr("audiosocket.registry.NOTICE_SECONDS", 0.5)
+    registry.notify("s", notice(0))
+    await until(lambda: registry._notifier.done())
+    pid = servers.redis.running().pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        registry.notify("s", notice(1))  # under way while Redis stands still
+        registry.notify("s", notice(2))
+        await asyncio.sleep(1)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await until(lambda: registry._notifier.done())
+    registry.notify("s", notice(3))
+    await until(lambda: registry._notifier.done())
+    assert await stored_notices(redis_client) == [notice(0), notice(1), notice(3)]
 
 
 async def ordered(client, heard: list[LegOrder], order: LegOrder) -> None:

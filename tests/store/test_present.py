@@ -10,7 +10,7 @@ import pytest
 
 from ari_app.errors import Unavailable
 from ari_app.store.present import Command, CommandReader, Present, ReportReader
-from audiosocket.callspec import CallNotice, CallReport, LegOrder, orders_channel, report_stream
+from audiosocket.callspec import CallNotice, CallReport, LegOrder, notice_stream, orders_channel, report_stream
 from audiosocket.registry import Registry
 from audiosocket.runtime.stores import open_redis
 from tests.store.test_registry import report
@@ -19,6 +19,7 @@ from tests.stores import until
 pytestmark = pytest.mark.store
 
 STREAM = report_stream("n1")
+NOTICES = notice_stream(STREAM)
 
 
 @contextlib.asynccontextmanager
@@ -123,25 +124,81 @@ async def test_a_dropped_connection_repeats_nothing_that_was_handled(redis_clien
     assert inbox.numbers() == [1, 2]
 
 
-async def test_notices_and_reports_come_in_the_order_in_which_they_were_written(redis_client):
-    told = []
-    notices = [
-        CallNotice(call_id="c", leg_uuid="l", event=event, digits=digits, at_ms=1)
-        for event, digits in (("connected", ""), ("digits", "1#"))
-    ]
+def notice(digits: str) -> CallNotice:
+    return CallNotice(call_id="c", leg_uuid="l", event="digits", digits=digits, at_ms=1)
 
-    async def on_report(report) -> None:
-        told.append(report)
 
-    await redis_client.xadd(STREAM, {"notice": msgspec.json.encode(notices[0])})
+async def test_reports_and_notices_come_each_in_the_order_in_which_they_were_written(redis_client):
+    inbox, told = Inbox(), []
+    reader = ReportReader(redis_client, "n1", stored)
+    registry = Registry(redis_client)
+    registry.notify(STREAM, notice("1"))
     await send(redis_client, 1)
-    await redis_client.xadd(STREAM, {"notice": b'{"event": "sung"}'})
-    await redis_client.xadd(STREAM, {"notice": msgspec.json.encode(notices[1])})
-    async with running(ReportReader(redis_client, "n1", stored).run(on_report, told.append)):
+    registry.notify(STREAM, notice("2"))
+    async with running(reader.run(inbox.put, told.append)):
+        await until(lambda: len(told) == 2 and len(inbox) == 1)
+        await redis_client.xadd(NOTICES, {"notice": b'{"event": "sung"}'})
+        registry.notify(STREAM, notice("3"))
         await until(lambda: len(told) == 3)
         await until(lambda: _empty(redis_client))
-    assert [told[0], told[2]] == notices
-    assert isinstance(told[1], CallReport)
+    assert told == [notice("1"), notice("2"), notice("3")]
+    assert inbox.numbers() == [1]
+
+
+async def test_notices_of_a_worker_one_version_older(redis_client):
+    inbox, told = Inbox(), []
+    await redis_client.xadd(STREAM, {"notice": msgspec.json.encode(notice("1"))})
+    await send(redis_client, 1)
+    async with running(ReportReader(redis_client, "n1", stored).run(inbox.put, told.append)):
+        await until(lambda: len(told) == 1 and len(inbox) == 1)
+        await until(lambda: _empty(redis_client))
+
+
+async def test_a_notice_is_heard_once_and_not_by_a_later_controller(redis_client):
+    first, second = [], []
+    registry = Registry(redis_client)
+    async with running(ReportReader(redis_client, "n1", stored).run(Inbox().put, first.append)):
+        registry.notify(STREAM, notice("1"))
+        await until(lambda: len(first) == 1)
+    registry.notify(STREAM, notice("2"))  # while no controller is there
+    await until(lambda: registry._notifier is not None and registry._notifier.done())
+    await asyncio.sleep(1)  # how long a busy machine may take to tell the time: that much is heard again
+    async with running(ReportReader(redis_client, "n1", stored).run(Inbox().put, second.append)):
+        registry.notify(STREAM, notice("3"))
+        await until(lambda: second)
+    assert (first, second) == ([notice("1")], [notice("3")])
+    assert 0 < await redis_client.pttl(NOTICES) <= 3_600_000
+
+
+async def test_an_old_notice_is_not_read_and_one_that_redis_missed_for_a_moment_is(redis_client, empty_stores):
+    told = []
+    reader = ReportReader(redis_client, "n1", stored)
+    reader._began -= 60
+    seconds, _ = await redis_client.time()
+    for age in (30, 6, 3):
+        await redis_client.xadd(
+            NOTICES, {"notice": msgspec.json.encode(notice(str(age)))}, id=f"{(seconds - age)}000-1"
+        )
+    async with open_redis(empty_stores) as other, running(reader.run(Inbox().put, told.append)):
+        await until(lambda: told)
+        await other.client_kill_filter(_type="normal", skipme=True)
+        await other.xadd(NOTICES, {"notice": msgspec.json.encode(notice("0"))})
+        await until(lambda: len(told) == 2)
+    assert told == [notice("3"), notice("0")]
+
+
+async def test_no_number_of_notices_displaces_a_report(redis_client, monkeypatch):
+    monkeypatch.setattr("audiosocket.registry.REPORT_STREAM_MAX", 200)
+    monkeypatch.setattr("audiosocket.registry.NOTICE_STREAM_MAX", 200)
+    registry, inbox = Registry(redis_client), Inbox()
+    await send(redis_client, 1)
+    for _ in range(900):
+        registry.notify(STREAM, notice("1"))
+    await until(lambda: registry._notifier is not None and registry._notifier.done())
+    assert await redis_client.xlen(NOTICES) < 900
+    async with running(ReportReader(redis_client, "n1", stored).run(inbox.put, lambda notice: None)):
+        await until(lambda: inbox)
+    assert inbox.numbers() == [1]
 
 
 async def test_an_order_reaches_the_worker_s_channel(redis_client):
