@@ -84,6 +84,12 @@ class _Application(Settings):
     circuit_breaker: CircuitBreakerSettings = CircuitBreakerSettings()
 
     @model_validator(mode="after")
+    def _nobody_sends_digits(self) -> Self:
+        if self.one_way and self.digits_to_caller:
+            raise ValueError("digits_to_caller: an application that only listens (one_way) cannot send any: remove one")
+        return self
+
+    @model_validator(mode="after")
     def _fallback_url(self) -> Self:
         if self.fallback.url is not None:
             # It is dialled in the place of `url`: every rule about that one holds for it too.

@@ -162,6 +162,15 @@ class RouteSettings(Settings):
             raise ValueError("expected +E.164, a short number of 2 to 15 digits, or *")
         return value
 
+    @model_validator(mode="after")
+    def _rings(self) -> RouteSettings:
+        if self.answer == "at_once" and "answer_within_seconds" in self.model_fields_set:
+            raise ValueError(
+                "answer_within_seconds: the caller is answered at once: set answer to when_connected or when_speaking,"
+                " or remove it"
+            )
+        return self
+
 
 class ControllerSettings(Settings):
     """The call controller."""

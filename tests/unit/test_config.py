@@ -1020,6 +1020,24 @@ def test_nobody_waits_for_the_word_of_an_application_that_only_listens(write: Wr
     load(write(changed(one_way, (("routes", 0, "answer"), "when_connected"))))
 
 
+def test_an_application_that_only_listens_sends_no_digits(write: Write) -> None:
+    one_way = (("applications", "conversation", "one_way"), True)
+    digits = (("applications", "conversation", "digits_to_caller"), True)
+    assert "digits_to_caller: an application that only listens (one_way) cannot send any" in refusal(
+        write(changed(one_way, digits))
+    )
+    assert "fallback.url" not in refusal(
+        write(changed(one_way, digits, (("applications", "conversation", "fallback"), {"url": "wss://spare.example/"})))
+    )
+    load(write(changed(digits)))
+
+
+def test_a_caller_who_is_answered_at_once_does_not_wait(write: Write) -> None:
+    within = (("routes", 0, "answer_within_seconds"), 3)
+    assert "routes[0]: answer_within_seconds: the caller is answered at once" in refusal(write(changed(within)))
+    load(write(changed((("routes", 0, "answer"), "when_connected"), within)))
+
+
 def test_twilio_has_one_sample_rate() -> None:
     data = {"dialect": "twilio", "url": "wss://bot.example/voice", "account_sid": "AC" + "0" * 32}
     assert TwilioApplication.model_validate(data).media_rate() == 8000
@@ -1068,7 +1086,6 @@ def test_what_is_said_about_failures_and_what_holds_without_it(write: Write) -> 
         "fallback": {"url": "wss://spare.example/?a=1", "prompt": "sorry"},
         "circuit_breaker": {"failures": 2, "seconds": 9},
         "one_way": True,
-        "digits_to_caller": True,
     }
     config = load(write(changed((("applications", "echo"), application), (("prompts",), {"sorry": "sorry.wav"}))))
     found = config.applications["echo"]
