@@ -18,7 +18,7 @@ from ari_app.after import check_after
 from ari_app.applications import ApplicationSettings
 from audiosocket.callspec import WIDEBAND
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
-from audiosocket.settings import HostPort, NodeSettings, absolute_paths
+from audiosocket.settings import Address, HostPort, Network, NodeSettings, absolute_paths
 
 
 class Codec(StrEnum):
@@ -69,9 +69,9 @@ class AsteriskSettings(Settings):
     ami: AmiSettings
     sip_listen: HostPort = "0.0.0.0:5060"
     """UDP address of the PJSIP transport."""
-    external_address: str | None = None
+    external_address: Address | None = None
     """Address that the trunk sees, when it is not the one listened on."""
-    local_networks: list[str] = Field(default_factory=list)
+    local_networks: list[Network] = Field(default_factory=list)
     """Networks (CIDR) that are reached without `external_address`."""
     rtp: RtpRange = RtpRange()
     fallback_prompt: Annotated[str, Field(pattern=r"^[A-Za-z0-9_/-]{1,80}$")] = "please-try-call-later"
@@ -79,25 +79,11 @@ class AsteriskSettings(Settings):
     fallback_extension: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,40}$")] | None = None
     """Extension in the dialplan's `trunkbridge-fallback` context to continue at, after the prompt."""
 
-    @field_validator("external_address")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value is not None:
-            ipaddress.ip_address(value)
-        return value
-
-    @field_validator("local_networks")
-    @classmethod
-    def _networks(cls, value: list[str]) -> list[str]:
-        for network in value:
-            ipaddress.ip_network(network)
-        return value
-
 
 class TrunkSettings(Settings):
     """A SIP trunk, recognised by the addresses that it calls from."""
 
-    identify: Annotated[list[str], Field(min_length=1)]
+    identify: Annotated[list[Network], Field(min_length=1)]
     """Addresses or networks (CIDR) of the carrier."""
     codecs: Annotated[list[Codec], Field(min_length=1)] = Field(default_factory=lambda: [Codec.ALAW, Codec.ULAW])
     country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "IN"
@@ -109,13 +95,6 @@ class TrunkSettings(Settings):
     qualify_seconds: Annotated[int, Field(ge=0, le=3600)] = 0
     rtp_timeout_seconds: Annotated[int, Field(ge=0, le=3600)] = 60
     """A caller who sends no RTP for so long is hung up; 0: never."""
-
-    @field_validator("identify")
-    @classmethod
-    def _networks(cls, value: list[str]) -> list[str]:
-        for network in value:
-            ipaddress.ip_network(network)
-        return value
 
     @model_validator(mode="after")
     def _qualify(self) -> TrunkSettings:

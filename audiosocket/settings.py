@@ -38,6 +38,22 @@ def _host_port(value: str) -> str:
 HostPort = Annotated[str, AfterValidator(_host_port)]
 
 
+def _address(value: str) -> str:
+    ipaddress.ip_address(value)
+    return value
+
+
+def _network(value: str) -> str:
+    ipaddress.ip_network(value)
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+"""An IP literal."""
+Network = Annotated[str, AfterValidator(_network)]
+"""An IP literal, or a network as CIDR."""
+
+
 def split_host_port(value: str) -> tuple[str, int]:
     """`"127.0.0.1:9092"` as `("127.0.0.1", 9092)`; brackets of an IPv6 literal are removed."""
     host, _, port = value.rpartition(":")
@@ -267,30 +283,16 @@ class GatewaySettings(Settings):
     """HTTP status address of worker 0; worker N listens on port + N."""
     rtp_listen: HostPort | None = None
     """UDP address of worker 0 for RTP media legs; worker N listens on port + N. None: AudioSocket carries all calls."""
-    advertise: str | None = None
+    advertise: Address | None = None
     """IP literal that Asterisk dials, when it is not the one listened on (0.0.0.0, NAT)."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     capacity: Annotated[int, Field(ge=1, le=5000)] = 250
     """Calls per worker."""
     drain_seconds: Annotated[float, Field(ge=0, le=14400)] = 30
     """How long a stopping worker lets its calls end by themselves."""
-    allow: list[str] = Field(default_factory=list)
+    allow: list[Network] = Field(default_factory=list)
     """Networks (CIDR) that may connect; empty: any that reaches the port."""
     recordings: RecordingsSettings = RecordingsSettings()
-
-    @field_validator("advertise")
-    @classmethod
-    def _literal(cls, value: str | None) -> str | None:
-        if value is not None:
-            ipaddress.ip_address(value)
-        return value
-
-    @field_validator("allow")
-    @classmethod
-    def _networks(cls, value: list[str]) -> list[str]:
-        for network in value:
-            ipaddress.ip_network(network)
-        return value
 
     @model_validator(mode="after")
     def _ports(self) -> GatewaySettings:
