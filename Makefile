@@ -53,7 +53,6 @@ soak: setup
 	@mkdir -p .run/soak
 	@.venv/bin/trunkbridge loadtest steady --start --calls $(CALLS) --minutes $(MINUTES) \
 		--json .run/soak/soak.json --picture .run/soak/soak.png
-	@echo "figures: .run/soak/soak.json, picture: .run/soak/soak.png"
 
 clean:
 	rm -rf .run .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

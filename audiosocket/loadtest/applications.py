@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -142,12 +143,14 @@ class Stalling(Echo):
 
 
 @asynccontextmanager
-async def serve(make: Callable[[], Stream], host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+async def serve(
+    make: Callable[[], Stream], host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
     """Listens, by default on a free port of loopback; the URL to dial. Raises OSError when it cannot."""
-    server = await picows.ws_create_server(lambda request: make(), host, port)
+    server = await picows.ws_create_server(lambda request: make(), host, port, ssl=tls)
     shown = f"[{host}]" if ":" in host else host
     try:
-        yield f"ws://{shown}:{server.sockets[0].getsockname()[1]}/"
+        yield f"{'ws' if tls is None else 'wss'}://{shown}:{server.sockets[0].getsockname()[1]}/"
     finally:
         server.close()
         await asyncio.sleep(0)

@@ -147,8 +147,9 @@ def loadtest(mode: str, json_path: Path | None, picture: Path | None, **given: A
         interrupted, wrong = result.interrupted, verdict(plan, result)
     if json_path is not None:
         _write(json_path, as_json(about, result, wrong))
-    if picture is not None and isinstance(result, Result):
-        _draw(picture, plan, result)
+        console.print(f"figures: {json_path}", highlight=False, soft_wrap=True)
+    if picture is not None and isinstance(result, Result) and _draw(picture, plan, result):
+        console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
     sys.exit(130 if interrupted else int(bool(wrong)))
 
 
@@ -318,11 +319,12 @@ def _write(path: Path, content: bytes) -> None:
         raise ConfigError(f"--json {path}: {error.strerror}") from None
 
 
-def _draw(path: Path, plan: Plan, result: Result) -> None:
+def _draw(path: Path, plan: Plan, result: Result) -> bool:
+    """Whether there was anything to draw."""
     from audiosocket.loadtest.picture import draw, panels
 
     if not result.measured:
-        return
+        return False
     # Of a ramp the last step within the limits, which is what was looked for.
     kept = [found for step, found in zip(result.steps, result.measured, strict=False) if not step.broken]
     shown = (kept or result.measured)[-1]
@@ -331,3 +333,4 @@ def _draw(path: Path, plan: Plan, result: Result) -> None:
         draw(path, title, panels(shown.points, shown.delays))
     except OSError as error:
         raise ConfigError(f"--picture {path}: {error.strerror}") from None
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from audiosocket.loadtest.statistics import Spread
@@ -16,8 +16,12 @@ STOLEN_CORES = 0.03
 """From here on others on the machine are in the way."""
 SPARE_DESCRIPTORS = 5
 """What a worker opens once and keeps, such as for its status endpoint."""
+SPARE_OBJECTS = 5
+"""Tasks and timers that may come and go with the asking."""
 GROWTH_MIB, GROWTH_SHARE = 10.0, 0.10
 """How much a worker's memory may grow from the middle of a churn to its end: allocators keep some."""
+GROWTH_POINTS = 20
+"""Fewer moments than these tell nothing of a trend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,9 @@ class OwnUse:
     """How late its clock woke up."""
     others_cores: float
     stolen_cores: float
+    rss_mib: float | None = None
+    """Memory at the end."""
+    rss_mib_before: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,12 @@ class Point:
     """Of the worker."""
     rss_mib: float | None
     descriptors: int | None
+    drift_ms: float | None = None
+    """How much later (+) or earlier (-) than 50 frames a second the median channel is played, since the first point."""
+    late_ms: float | None = None
+    """The latest that this side's own clock woke up since the point before."""
+    others_cores: float | None = None
+    """Processor time that others on the machine took, the hypervisor included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +129,24 @@ class Measured:
     ended_early: int = 0
     """Calls that the worker ended."""
     rate_error_percent: float | None = None
-    """How much faster (+) or slower (-) than 50 frames a second all channels were played."""
+    """How much faster (+) or slower (-) than 50 frames a second the median channel was played."""
+    rate_error_worst_percent: float | None = None
+    """The same of the channel that was furthest off."""
     apart: Frames | None = None
     """The calls whose application stalls; they are not in `frames`."""
     apart_calls: int = 0
     apart_ended: int = 0
     """Of these, how many the worker ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The worker's process when so many calls of a churn had been begun."""
+
+    calls: int
+    seconds: float
+    rss_mib: float | None
+    descriptors: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +160,13 @@ class Left:
     rss_mib_end: float | None
     sessions: int | None
     """None: there was no status endpoint to ask."""
+    tasks_before: int | None = None
+    tasks_after: int | None = None
+    timers_before: int | None = None
+    timers_after: int | None = None
+    """asyncio's, on the worker; None: as above."""
+    moments: tuple[Moment, ...] = ()
+    """Ten of them, after equal numbers of calls."""
 
 
 @dataclass(slots=True)
@@ -200,6 +232,30 @@ def remarks(found: Measured, format_named: str) -> Iterator[str]:
             yield "nothing came back: is the application an echo, and did the worker reach it?"
 
 
+def growth_mib(points: Sequence[Point]) -> float | None:
+    """What the worker's memory grew by in the second half of a run, by the line that lies nearest to it; None: too
+    little is known."""
+    known = [(point.at, point.rss_mib) for point in points[len(points) // 2 :] if point.rss_mib is not None]
+    if len(known) < GROWTH_POINTS:
+        return None
+    mean_at = sum(at for at, _ in known) / len(known)
+    mean_mib = sum(mib for _, mib in known) / len(known)
+    slope = sum((at - mean_at) * (mib - mean_mib) for at, mib in known) / sum((at - mean_at) ** 2 for at, _ in known)
+    return slope * (known[-1][0] - known[0][0])
+
+
+def grown(found: Measured) -> Iterator[str]:
+    """What grew while the number of calls stayed the same, in words."""
+    growth, worker = growth_mib(found.points), found.worker
+    if worker is None:
+        return
+    if growth is not None and growth > worker.rss_mib * GROWTH_SHARE + GROWTH_MIB:
+        yield f"the worker's memory grew by {growth:.0f} MiB in the second half"
+    before, after = worker.descriptors_before, worker.descriptors
+    if before is not None and after is not None and after > before + SPARE_DESCRIPTORS:
+        yield f"{after} descriptors are open at the end, {before} at the beginning"
+
+
 def left_behind(left: Left) -> Iterator[str]:
     """What a churn left behind, in words."""
     if left.sessions:
@@ -207,6 +263,12 @@ def left_behind(left: Left) -> Iterator[str]:
     before, after = left.descriptors_before, left.descriptors_after
     if before is not None and after is not None and after > before + SPARE_DESCRIPTORS:
         yield f"{after} descriptors are open, {before} before the first call"
+    for what, before, after in (
+        ("tasks", left.tasks_before, left.tasks_after),
+        ("timers", left.timers_before, left.timers_after),
+    ):
+        if before is not None and after is not None and after > before + SPARE_OBJECTS:
+            yield f"{after} {what} are on the worker, {before} before the first call"
     half, end = left.rss_mib_half, left.rss_mib_end
     if half is not None and end is not None and end > half * (1 + GROWTH_SHARE) + GROWTH_MIB:
         yield f"memory grew from {half:.0f} to {end:.0f} MiB while the number of calls stayed the same"

@@ -7,6 +7,7 @@ built beforehand and compared as bytes: whoever measures 500 calls has 20 µs fo
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from array import array
@@ -85,6 +86,8 @@ class Channel(asyncio.Protocol):
         self.first_at = 0.0
         self.returned = 0
         self.altered = 0
+        self._heard = 0
+        self._early, self._early_heard = math.inf, 0
         header, whose = (wire.AUDIO_HEADER, marked.pcm_whose) if slin else (_HEADER_ULAW, marked.ulaw_whose)
         silence = wire.SILENCE_FRAME if slin else _HEADER_ULAW + bytes([ULAW_SILENCE]) * marked.FRAME_SAMPLES
         self._silence = None if speaks else silence
@@ -134,6 +137,14 @@ class Channel(asyncio.Protocol):
         """When the latest marked frame came back, and which it was; -1: none yet."""
         return self._highest_at, self._highest
 
+    def take_earliest(self) -> tuple[float, int] | None:
+        """Of the frames of any kind since this was asked last, the one that came earliest for its number: when it
+        came, and how many had come then. None: no frame. What holds frames up makes them late, never early, so two of
+        these tell the rate at which a channel is played, whatever stood still in between."""
+        early, heard = self._early, self._early_heard
+        self._early = math.inf
+        return (early + heard * FRAME_SECONDS, heard) if heard and early < math.inf else None
+
     def missing(self) -> int:
         """Frames between the first and the latest that came back which did not, not even altered."""
         return max(0, self._highest - self.first + 1 - self.returned - self.altered) if self.first >= 0 else 0
@@ -165,6 +176,10 @@ class Channel(asyncio.Protocol):
         if self._last_at:
             seen.gaps.append(now - self._last_at)
         self._last_at = now
+        self._heard += 1
+        early = now - self._heard * FRAME_SECONDS
+        if early < self._early:
+            self._early, self._early_heard = early, self._heard
         if not frame.startswith(self._expects):
             if frame == wire.SILENCE_FRAME:
                 seen.silence += 1

@@ -7,23 +7,34 @@ import gc
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from audiosocket.errors import Unavailable
 from audiosocket.loadtest.applications import PAUSE_SECONDS, Echo, Stalling, Stream, Utterances
-from audiosocket.loadtest.figures import Left, broken, left_behind, own_limit
+from audiosocket.loadtest.figures import Left, Moment, broken, left_behind, own_limit
 from audiosocket.loadtest.generator import Channel, Generator, times
 from audiosocket.loadtest.measuring import UNDER_WAY_SECONDS, Measuring, WorkerProcess
 from audiosocket.loadtest.plan import NO_LIMITS, RAMP_LIMITS, Audience, Mode, Plan, Result, Target, paused
 from audiosocket.loadtest.ramp import Step, capacity, next_calls
-from audiosocket.loadtest.standalone import counters, difference
+from audiosocket.loadtest.standalone import counters, difference, held
 from audiosocket.loadtest.statistics import Times
 
 WARM_SECONDS = 2.0
 """From the last call's connection until it is measured: applications are dialled meanwhile."""
 SETTLE_SECONDS = 10.0
 """How long a worker may take to let go of calls that are over."""
+MOMENTS = 10
+"""How often a churn looks at the worker's process."""
 _POLL_SECONDS = 0.1
+
+
+class _Now(NamedTuple):
+    """What the worker holds; None: not known."""
+
+    descriptors: int | None
+    sessions: int | None
+    tasks: int | None
+    timers: int | None
 
 
 class Run:
@@ -108,8 +119,9 @@ class Run:
         """Brings the calls up to a number; False: it was stopped meanwhile. Raises `Unavailable` for the first one."""
         plan = self._plan
         missing = calls - len(generator.channels)
-        if missing:
-            self._audience.begins(f"setting up {missing:,} calls", missing / plan.rate + WARM_SECONDS)
+        if not missing:
+            return not self._stop.is_set()
+        self._audience.begins(f"setting up {missing:,} calls", missing / plan.rate + WARM_SECONDS)
         due = time.monotonic()
         for number in range(len(generator.channels), calls):
             apart = plan.mode is Mode.SLOW and int((number + 1) * plan.slow_percent / 100) > int(
@@ -136,10 +148,10 @@ class Run:
     async def _churn(self, generator: Generator, target: Target) -> None:
         plan, calls = self._plan, self.result.calls
         worker = WorkerProcess(target.pid)
-        descriptors = worker.descriptors()
+        before = await self._now(target, worker)
         set_up = Times()
         live: set[asyncio.Task[None]] = set()
-        half: float | None = None
+        moments: list[Moment] = []
         self._audience.begins(f"churn: {plan.rate:g} calls a second of {plan.hold:g} s", plan.seconds)
         measuring = Measuring(generator, target.pid, self._audience, self._stop)
         looking = asyncio.create_task(measuring.watch(plan.seconds), name="measuring")
@@ -154,9 +166,9 @@ class Run:
                 call = asyncio.create_task(self._one_call(generator, measuring, set_up), name="call")
                 live.add(call)
                 call.add_done_callback(live.discard)
-                if number == count // 2:
-                    half = worker.rss_mib()
-            end = worker.rss_mib()
+                if (number + 1) * MOMENTS // count > number * MOMENTS // count:
+                    seconds = time.monotonic() - began
+                    moments.append(Moment(number + 1, seconds, worker.rss_mib(), worker.descriptors()))
             await looking
             while live:
                 await asyncio.wait(live)
@@ -166,7 +178,7 @@ class Run:
         open_calls = [point.calls for point in found.points] or [0]
         self.result.measured.append(replace(found, calls=round(sum(open_calls) / len(open_calls))))
         calls.set_up = set_up.spread()
-        self.result.left = await self._left(target, worker, descriptors, half, end)
+        self.result.left = await self._left(target, worker, before, tuple(moments))
 
     async def _one_call(self, generator: Generator, measuring: Measuring, set_up: Times) -> None:
         calls = self.result.calls
@@ -185,20 +197,36 @@ class Run:
         calls.ended_early += channel.ended_by_worker
         generator.remove(channel)
 
-    async def _left(
-        self, target: Target, worker: WorkerProcess, before: int | None, half: float | None, end: float | None
-    ) -> Left:
+    async def _left(self, target: Target, worker: WorkerProcess, before: _Now, moments: tuple[Moment, ...]) -> Left:
         """What is left once the worker has let go of everything, or a while later."""
         deadline = time.monotonic() + SETTLE_SECONDS
+        half = next((moment.rss_mib for moment in moments if 2 * moment.calls >= moments[-1].calls), None)
         while True:
-            sessions = None
-            if target.status:
-                with suppress(Unavailable):
-                    sessions = int((await counters(target.status))["media_sessions_active"])
-            left = Left(before, worker.descriptors(), half, end, sessions)
+            now = await self._now(target, worker)
+            left = Left(
+                descriptors_before=before.descriptors,
+                descriptors_after=now.descriptors,
+                rss_mib_half=half,
+                rss_mib_end=moments[-1].rss_mib if moments else None,
+                sessions=now.sessions,
+                tasks_before=before.tasks,
+                tasks_after=now.tasks,
+                timers_before=before.timers,
+                timers_after=now.timers,
+                moments=moments,
+            )
             if not any(left_behind(left)) or time.monotonic() > deadline:
                 return left
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def _now(self, target: Target, worker: WorkerProcess) -> _Now:
+        sessions: int | None = None
+        objects: tuple[int | None, int | None] = (None, None)
+        if target.status:
+            with suppress(Unavailable):
+                sessions = int((await counters(target.status))["media_sessions_active"])
+                objects = await held(target.status)
+        return _Now(worker.descriptors(), sessions, *objects)
 
     async def _ask(self, target: Target) -> None:
         before = self._before

@@ -49,10 +49,13 @@ def panels(points: Sequence[Point], delays: Mapping[int, int]) -> list[Panel]:
     at = [point.at for point in points]
     for title, lines in (
         ("round trip, ms", (Line("p50", [p.p50 for p in points]), Line("p99", [p.p99 for p in points]))),
+        ("behind 50 frames a second, ms (median call)", (Line("", [p.drift_ms for p in points]),)),
         ("frames missing so far", (Line("", [p.missing for p in points]),)),
         ("worker: % of a core", (Line("", [None if p.cores is None else 100 * p.cores for p in points]),)),
         ("worker: memory, MiB", (Line("", [p.rss_mib for p in points]),)),
         ("worker: open descriptors", (Line("", [p.descriptors for p in points]),)),
+        ("the machine: cores that others took", (Line("", [p.others_cores for p in points]),)),
+        ("the generator's own clock, latest, ms", (Line("", [p.late_ms for p in points]),)),
     ):
         if len(points) > 1 and any(value is not None for line in lines for value in line.values):
             found.append(Panel(title, at, lines, "s"))
@@ -86,12 +89,13 @@ def _panel(pen: ImageDraw.ImageDraw, panel: Panel, top: int) -> None:
     small, bold = ImageFont.load_default(15), ImageFont.load_default(18)
     bottom, right = top + PANEL_HEIGHT, WIDTH - RIGHT
     values = [value for line in panel.lines for value in line.values if value is not None]
-    highest = max(1.0, *values) * 1.08
+    highest, lowest = max(1.0, *values) * 1.08, min(0.0, *values) * 1.08
+    up = PANEL_HEIGHT / (highest - lowest)
     first, last = min(panel.at), max(panel.at) + panel.filled
     across = (right - LEFT) / max(last - first, 1e-9)
     pen.text((LEFT, top - 26), panel.title, font=bold, fill=INK)
-    for value in ticks(0.0, highest, 4):
-        y = bottom - value / highest * PANEL_HEIGHT
+    for value in ticks(lowest, highest, 4):
+        y = bottom - (value - lowest) * up
         pen.line((LEFT, y, right, y), fill=FAINT)
         pen.text((LEFT - 8, y), f"{value:g}", font=small, fill=QUIET, anchor="rm")
     for value in ticks(first, last, 10):
@@ -101,7 +105,7 @@ def _panel(pen: ImageDraw.ImageDraw, panel: Panel, top: int) -> None:
     name_at: float = right
     for line, colour in zip(panel.lines, COLOURS, strict=False):
         known = [
-            (LEFT + (at - first) * across, bottom - value / highest * PANEL_HEIGHT)
+            (LEFT + (at - first) * across, bottom - (value - lowest) * up)
             for at, value in zip(panel.at, line.values, strict=True)
             if value is not None
         ]

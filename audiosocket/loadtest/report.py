@@ -11,7 +11,19 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from audiosocket.loadtest.figures import Frames, Measured, Point, WorkerUse, broken, left_behind, remarks
+from audiosocket.loadtest.figures import (
+    Calls,
+    Frames,
+    Left,
+    Measured,
+    Point,
+    WorkerUse,
+    broken,
+    grown,
+    growth_mib,
+    left_behind,
+    remarks,
+)
 from audiosocket.loadtest.plan import Mode, Plan, Result
 from audiosocket.loadtest.ramp import Capacity
 from audiosocket.loadtest.sip import LoadResult
@@ -82,6 +94,8 @@ def verdict(plan: Plan, result: Result) -> list[str]:
         unwell = sum(calls.failed.values()) + calls.ended_early + calls.silent
         for measured in result.measured:
             found += broken(measured.frames, unwell, plan.limits)
+            if plan.mode is Mode.STEADY:
+                found += grown(measured)
     elif result.capacity is not None and not result.capacity.held:
         found += result.capacity.why
     if result.left is not None:
@@ -97,6 +111,9 @@ def show(console: Console, plan: Plan, result: Result, format_named: str) -> Non
         console.print(_table(_rows(plan, result, result.measured[0])))
     else:
         console.print("Stopped before anything was measured.")
+    if result.left is not None and result.left.moments:
+        console.print()
+        console.print(_moments(result.left))
     console.print()
     for measured in result.measured[-1:]:
         for text in remarks(measured, format_named):
@@ -105,7 +122,10 @@ def show(console: Console, plan: Plan, result: Result, format_named: str) -> Non
         console.print("note: It was stopped early; this is what was seen until then.", highlight=False)
     if result.capacity is not None:
         console.print(Text(capacity_in_words(result.capacity), "bold"))
-    _verdict(console, verdict(plan, result))
+    wrong = verdict(plan, result)
+    if result.left is not None and not wrong and not result.interrupted:
+        console.print(Text(nothing_left(result.calls, result.left), "bold"))
+    _verdict(console, wrong)
 
 
 def show_sip(console: Console, result: LoadResult, wrong: Sequence[str]) -> None:
@@ -133,6 +153,19 @@ def capacity_in_words(found: Capacity) -> str:
         why = f"At {found.broke:,} the measuring side was the limit: {found.own_limit}"
         return f"Capacity: at least {found.held:,} calls. {why}."
     return f"Capacity: {found.held:,} calls. At {found.broke:,}: {', '.join(found.why)}."
+
+
+def nothing_left(calls: Calls, left: Left) -> str:
+    """The verdict on a churn that is over. Pure."""
+    made = calls.attempted - sum(calls.failed.values())
+    what = ["no session" if left.sessions == 0 else "", "no descriptor" if left.descriptors_after is not None else ""]
+    if left.timers_after is not None:
+        what += ["no task", "no timer"]
+    listed = ", ".join(word for word in what if word)
+    memory = ""
+    if left.rss_mib_half is not None and left.rss_mib_end is not None:
+        memory = f"; memory {left.rss_mib_half:.1f} MiB half-way, {left.rss_mib_end:.1f} at the end"
+    return f"{made:,} of {calls.attempted:,} calls connected. Left behind: {listed or 'not known'}{memory}."
 
 
 def as_json(about: dict[str, Any], result: Result | LoadResult, wrong: Sequence[str]) -> bytes:
@@ -166,8 +199,13 @@ def _rows(plan: Plan, result: Result, found: Measured) -> Iterator[Row]:
         yield "calls whose application stalls", f"{found.apart_calls:,}, of which {found.apart_ended:,} were ended"
         yield from (("  " + name, value) for name, value in _frames(found.apart, plan.mode))
     if found.rate_error_percent is not None:
-        yield "playing rate against 50 frames a second", f"{found.rate_error_percent:+.4f} %"
+        worst = found.rate_error_worst_percent or 0.0
+        rates = f"{found.rate_error_percent:+.4f} / {worst:+.4f} %"
+        yield "playing rate against 50 frames a second, median / worst call", rates
     yield from _worker(found.worker, found.calls + found.apart_calls)
+    growth = growth_mib(found.points)
+    if growth is not None:
+        yield "  its memory over the second half", f"{growth:+.1f} MiB"
     for why, count in (result.dropped or {}).items():
         yield f"frames that the worker dropped: {why}", f"{count:,}"
     if result.late_ticks is not None:
@@ -181,7 +219,12 @@ def _rows(plan: Plan, result: Result, found: Measured) -> Iterator[Row]:
         if left.rss_mib_half is not None and left.rss_mib_end is not None:
             memory = f"{left.rss_mib_half:.1f} / {left.rss_mib_end:.1f} MiB"
             yield "memory half-way / at the end", memory
+        if left.tasks_after is not None and left.timers_after is not None:
+            yield "tasks before / after", f"{left.tasks_before} / {left.tasks_after}"
+            yield "timers before / after", f"{left.timers_before} / {left.timers_after}"
     yield "generator and application", f"{100 * found.own.cores:.0f} % of a core"
+    if found.own.rss_mib is not None:
+        yield "  their memory before / after", f"{found.own.rss_mib_before:.1f} / {found.own.rss_mib:.1f} MiB"
     if found.own.late:
         yield "clock of the generator, late p99 / max", _ms(found.own.late.p99, found.own.late.max)
     yield "other processes / hypervisor", f"{found.own.others_cores:.2f} / {found.own.stolen_cores:.2f} cores"
@@ -228,6 +271,16 @@ def _ramp(result: Result) -> Table:
             f"{100 * found.own.cores:.0f}",
             Text("broken", "red") if step.broken else "kept",
         )
+    return table
+
+
+def _moments(left: Left) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2))
+    for heading in ("  CALLS BEGUN", "SECONDS", "WORKER MIB", "DESCRIPTORS"):
+        table.add_column(heading, justify="right")
+    for moment in left.moments:
+        mib = "-" if moment.rss_mib is None else f"{moment.rss_mib:.1f}"
+        table.add_row(f"{moment.calls:,}", f"{moment.seconds:.1f}", mib, f"{moment.descriptors or '-'}")
     return table
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -35,9 +35,10 @@ class StandaloneWorker:
         core: int | None = None,
         profile: Path | None = None,
         more: Sequence[str] = ("--format", "ulaw", "--fade-ms", "0"),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """`core`: pin it there. `profile`: run it under cProfile, whose figures are left in that file. `more`: options
-        of the gateway; those that stand there let frames be compared bit by bit."""
+        of the gateway; those that stand there let frames be compared bit by bit. `environment`: added to ours."""
         self.port, self._status_port = _free_ports()
         self.status = f"127.0.0.1:{self._status_port}"
         """Where its status is served."""
@@ -47,6 +48,7 @@ class StandaloneWorker:
         self._argv += ["-m", "audiosocket.loadtest.child", str(os.getpid())]
         self._argv += ["--listen", f"127.0.0.1:{self.port}", "--status", self.status, "--app", url]
         self._argv += ["--capacity", str(capacity), "--accept-any", *more]
+        self._environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(environment or {})
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -65,7 +67,7 @@ class StandaloneWorker:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                env=self._environment,
                 # A Ctrl-C at the terminal is for us, who then stop it in order.
                 start_new_session=True,
             )
@@ -100,6 +102,23 @@ class StandaloneWorker:
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         tail = "\n".join(text.splitlines()[-_TAIL_LINES:])
         return Unavailable(f"the worker {what}; the end of its log:\n{tail}")
+
+
+async def held(status: str) -> tuple[int | None, int | None]:
+    """asyncio's tasks and timers on the worker whose status is served at HOST:PORT; None: one that does not tell.
+    Raises `Unavailable`."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_SECONDS)) as http,
+            http.get(f"http://{status}/held") as answer,
+        ):
+            if answer.status == 404:
+                return None, None
+            answer.raise_for_status()
+            found = await answer.json()
+        return int(sum(found["tasks"].values())), int(found["timers"])
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
+        raise Unavailable(f"http://{status}/held: {error or type(error).__name__}: is it a worker's?") from None
 
 
 async def counters(status: str) -> dict[str, float]:

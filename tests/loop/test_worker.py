@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hmac
 import json
+import re
 import socket
 import struct
 from typing import Any
@@ -415,6 +416,11 @@ async def test_status_endpoint() -> None:
         _, metrics = await get("/metrics")
         assert 'trunkbridge_media_frames_total{direction="rx"} 3.0' in metrics
         assert "trunkbridge_media_sessions_active 1.0" in metrics
+        assert re.search(r"^process_open_fds [1-9]", metrics, re.MULTILINE)
+        assert re.search(r"^trunkbridge_worker_tasks [1-9]", metrics, re.MULTILINE)
+        _, held = await get("/held")
+        assert held["tasks"]["call"] == 1
+        assert held["timers"] > 0
         r.stop.requested.set()
         await until(lambda: r.worker.draining, "draining")
         assert (await get("/readyz")) == (503, "draining\n")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from array import array
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ari_app.cli.main import trunkbridge
+from audiosocket import wire
 from audiosocket.g711 import pcm_to_ulaw, ulaw_to_pcm
-from audiosocket.loadtest import marked
+from audiosocket.loadtest import generator, marked
 from audiosocket.loadtest.figures import (
+    Calls,
     Frames,
     Left,
     Limits,
@@ -27,6 +32,7 @@ from audiosocket.loadtest.figures import (
     Point,
     WorkerUse,
     broken,
+    growth_mib,
     left_behind,
     own_limit,
     remarks,
@@ -35,7 +41,7 @@ from audiosocket.loadtest.machine import listening
 from audiosocket.loadtest.picture import draw, panels, ticks
 from audiosocket.loadtest.plan import Mode, Plan, Result
 from audiosocket.loadtest.ramp import Step, capacity, next_calls
-from audiosocket.loadtest.report import as_json, capacity_in_words, verdict
+from audiosocket.loadtest.report import as_json, capacity_in_words, nothing_left, verdict
 from audiosocket.loadtest.statistics import BIN_SECONDS, Spread, Times
 
 pytestmark = pytest.mark.unit
@@ -215,8 +221,67 @@ def test_what_a_churn_leaves_behind() -> None:
     assert "3 sessions" in next(left_behind(replace(good, sessions=3)))
     assert "60 descriptors" in next(left_behind(replace(good, descriptors_after=60)))
     assert "from 80 to 120 MiB" in next(left_behind(replace(good, rss_mib_end=120.0)))
+    known = replace(good, tasks_before=5, tasks_after=6, timers_before=2, timers_after=2)
+    assert list(left_behind(known)) == []
+    assert next(left_behind(replace(known, tasks_after=300))) == "300 tasks are on the worker, 5 before the first call"
+    assert next(left_behind(replace(known, timers_after=40))) == "40 timers are on the worker, 2 before the first call"
+    calls = Calls(attempted=1000, failed={"Connection refused": 2})
+    assert nothing_left(calls, known) == (
+        "998 of 1,000 calls connected. Left behind: no session, no descriptor, no task, no timer; memory 80.0 MiB"
+        " half-way, 85.0 at the end."
+    )
+    unknown = nothing_left(calls, Left(None, None, None, None, None))
+    assert unknown == "998 of 1,000 calls connected. Left behind: not known."
     result = Result(measured=[MEASURED], left=replace(good, sessions=3))
     assert verdict(Plan(Mode.CHURN, 10, 10, 10), result) == ["3 sessions are still on the worker"]
+
+
+def test_memory_that_grows_is_told_from_memory_that_wavers() -> None:
+    def grown(mib: Callable[[int], float | None], count: int = 100) -> float | None:
+        return growth_mib([Point(float(at), 1, None, None, None, 0, 0, None, mib(at), 1) for at in range(count)])
+
+    assert grown(lambda at: 80.0 + at / 10) == pytest.approx(4.9)
+    assert grown(lambda at: 80.0 + at % 2) == pytest.approx(0.0, abs=0.1)
+    # What a worker takes in its first minutes and keeps is no growth.
+    assert grown(lambda at: 80.0 + min(at, 50)) == pytest.approx(0.0, abs=0.1)
+    assert grown(lambda at: 80.0, count=10) is None
+    assert grown(lambda at: None) is None
+
+
+def test_a_steady_run_in_which_something_grows_has_failed() -> None:
+    points = [Point(float(at), 1, None, None, None, 0, 0, None, 80.0 + at, 1) for at in range(100)]
+    plan = Plan(Mode.STEADY, 10, 100, 10)
+    assert verdict(plan, Result(measured=[MEASURED])) == []
+    assert verdict(plan, Result(measured=[replace(MEASURED, points=points)])) == [
+        "the worker's memory grew by 49 MiB in the second half"
+    ]
+    leaking = replace(MEASURED, worker=WorkerUse(0.1, 80.0, 79.0, 300, 30))
+    assert verdict(plan, Result(measured=[leaking])) == ["300 descriptors are open at the end, 30 at the beginning"]
+
+
+@pytest.mark.parametrize(("error", "seconds"), [(0.0005, 60), (-0.0005, 60), (0.0, 60), (0.00002, 3600)])
+def test_the_playing_rate_is_right_whatever_holds_frames_up(
+    error: float, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(generator, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    channel = generator.Channel(0, generator.Seen())
+    noise = random.Random(7)
+    found = []
+    held_until = 0.0
+    for frame in range(1, seconds * 50):
+        due = 100 + frame * 0.02 / (1 + error)
+        if noise.random() < 0.001:
+            held_until = due + noise.random() * 0.3
+        now[0] = max(now[0], due + noise.random() * 0.005, held_until)
+        channel.data_received(wire.SILENCE_FRAME)
+        if frame % 300 == 0:  # a look at every 6 s
+            found.append(channel.take_earliest())
+    assert channel.take_earliest() is not None
+    assert channel.take_earliest() is None
+    (first_at, first), (last_at, last) = found[0] or (0, 0), found[-1] or (0, 0)
+    measured = (last - first) * 0.02 / (last_at - first_at) - 1
+    assert measured == pytest.approx(error, abs=0.00005 if seconds < 100 else 0.000002)
 
 
 # Showing
@@ -240,6 +305,14 @@ def test_the_picture_has_a_panel_for_everything_that_is_known(tmp_path: Path) ->
         "worker: memory",
         "worker: open descriptors",
     ]
+    later = [replace(point, drift_ms=-0.5 * point.at, late_ms=1.0, others_cores=0.1) for point in POINTS]
+    known = panels(later, {20: 900, 21: 100})
+    assert [panel.title.split(",")[0] for panel in known if panel not in drawn] == [
+        "behind 50 frames a second",
+        "the machine: cores that others took",
+        "the generator's own clock",
+    ]
+    draw(tmp_path / "all.png", "steady", known)
     unknown = [replace(point, cores=None, rss_mib=None, descriptors=None, missing=None) for point in POINTS]
     assert len(panels(unknown, {})) == 1
     path = tmp_path / "run.png"
@@ -249,7 +322,7 @@ def test_the_picture_has_a_panel_for_everything_that_is_known(tmp_path: Path) ->
         assert len(image.convert("RGB").getcolors(1 << 20) or []) > 5
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 1080), (15, 44), (0, 3600), (0.0, 0.3)])
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-30, 4), (0, 1080), (15, 44), (0, 3600), (0.0, 0.3)])
 def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     found = ticks(low, high, 5)
     assert 2 <= len(found) <= 11
