@@ -18,7 +18,19 @@ from audiosocket.errors import ConfigError, Unavailable
 from audiosocket.loadtest import machine
 from tools.asterisk.install import AsteriskUnavailable
 from tools.asterisk.instance import AsteriskFailed
-from tools.bench import calls50, freeze, rate50, rate_accuracy, report, setup, transcode, worker, workers
+from tools.bench import (
+    calls50,
+    freeze,
+    peers,
+    rate50,
+    rate_accuracy,
+    report,
+    setup,
+    tls,
+    transcode,
+    worker,
+    workers,
+)
 from tools.bench.options import Options
 from tools.process import ProcessFailed
 from tools.sip.sipp import SippError
@@ -40,16 +52,20 @@ BENCHMARKS = {
     "calls50": _Benchmark(calls50.run, calls50.limit_seconds),
     "rate50": _Benchmark(rate50.run, rate50.limit_seconds),
     "rate_accuracy": _Benchmark(rate_accuracy.run, rate_accuracy.limit_seconds),
+    "tls": _Benchmark(tls.run, tls.limit_seconds),
+    "peers": _Benchmark(peers.run, peers.limit_seconds),
 }
+BY_NAME = ("peers",)
+"""Not among "all": it installs other projects' packages from their registries."""
 _FAILURES = (AsteriskFailed, AsteriskUnavailable, ConfigError, ProcessFailed, SippError, Unavailable, OSError)
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)), metavar="[NAME]...")
-@click.option("--seconds", type=click.FloatRange(2, 600), help="calls50, rate50, worker, workers: how long.")
+@click.option("--seconds", type=click.FloatRange(2, 600), help="calls50, rate50, worker(s), tls, peers: how long.")
 @click.option("--rate", type=click.FloatRange(0.1, 200), help="rate50: calls a second.")
 @click.option("--minutes", type=click.FloatRange(0.1, 120), help="rate_accuracy: how long.")
-@click.option("--calls", type=click.IntRange(1, 2000), multiple=True, help="Calls at once; worker(s): may be repeated.")
+@click.option("--calls", type=click.IntRange(1, 2000), multiple=True, help="At once; worker(s), peers: also several.")
 @click.option(
     "--profile", is_flag=True, help="worker: run it under cProfile; files for pstats stay in .run/bench/worker."
 )
@@ -61,7 +77,7 @@ def main(
     calls: tuple[int, ...],
     profile: bool,
 ) -> None:
-    """Measure: transcode, worker, workers, freeze, setup, calls50, rate50, rate_accuracy; without a name, all."""
+    """Measure by name: docs/performance.md says what each does; without a name, all but peers."""
     options = Options(FOLDER, seconds, rate, minutes, calls, profile)
     # Wide enough for every table when the output is a file.
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -71,7 +87,7 @@ def main(
         with _alone(FOLDER):
             described = machine.describe()
             console.print(", ".join(f"{key}: {value}" for key, value in described.items()), highlight=False)
-            for name in names or BENCHMARKS:
+            for name in names or [name for name in BENCHMARKS if name not in BY_NAME]:
                 try:
                     outcome = uvloop.run(_limited(BENCHMARKS[name], options))
                 except _FAILURES as error:
