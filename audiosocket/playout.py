@@ -16,8 +16,9 @@ queue was made for.
 - After a stall of this process, a live source (an echo, a person, a speech-to-speech model) would stay late for the
   rest of the call, because all that it sends keeps queueing behind the backlog. `note_stall` arms a recovery that
   measures how much deeper the queue stands than before, and works that off within two seconds: silent frames first,
-  then by merging two frames into one with a cross-fade. An application that keeps more than `LEAD_FRAMES` ahead has
-  chosen its own lead, and nothing of it is dropped.
+  then by merging two frames into one with a cross-fade. What a hiccup of a frame or two leaves standing, and the last
+  frame of a longer stall, goes with the next silence, or is merged when half a minute has brought none. An application
+  that keeps more than `LEAD_FRAMES` ahead has chosen its own lead, and nothing of it is dropped.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ SETTLE_TICKS = 5
 RECOVERY_TICKS = 150
 """How long frames may be merged after a stall. The pace is set for half of it."""
 PATIENT_TICKS = 1500
-"""How long silence is then waited for, to drop what still stands: 30 s."""
+"""How long silence is then waited for, to drop what still stands: 30 s. Where none comes, speech is merged after all:
+many a hiccup would make a second of delay of a source that is never silent."""
+IMPATIENT_TICKS = 100
+"""The last of them, in which that is done."""
 HICCUP_FRAMES = 2
 """A stall of up to 40 ms is no reason to touch speech, and no more than this is dropped while silence is waited for."""
 MAX_STALL_FRAMES = 50
@@ -402,7 +406,8 @@ class Playout:
             frame = self._cut()
             merged = True
         # Of speech two frames are merged into one, no more often than needed to be done in time.
-        if not (merged or patient) and self._can_cut() and self._since_cut >= self._pace:
+        waits = IMPATIENT_TICKS < self._recovering <= PATIENT_TICKS
+        if not (merged or waits) and self._can_cut() and self._since_cut >= self._pace:
             self._since_cut = 0
             frame = _merge(frame, self._cut())
         return frame

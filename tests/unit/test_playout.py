@@ -234,6 +234,14 @@ def test_the_last_frame_of_a_stall_goes_with_silence_too() -> None:
     assert set(depths[-10:]) == {0}
 
 
+def test_a_source_that_is_never_silent_is_late_for_half_a_minute_at_most() -> None:
+    frames = tone(2000)
+    playout, depths = live_source([(100, 2)], len(frames), frames)
+    assert set(depths[100:1400]) == {2}
+    assert set(depths[1650:]) == {0}
+    assert playout.recovered_frames == 2
+
+
 def test_a_hiccup_costs_no_more_than_its_frame_of_silence() -> None:
     playout = Playout(300)
     for _ in range(60):
