@@ -10,8 +10,8 @@ import structlog
 
 from audiosocket.overload import FRAME_SECONDS, Overload, Second
 
-SAMPLES = 10
 SAMPLE_SECONDS = 0.1
+MEASURE_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -33,15 +33,15 @@ class Load:
         loop = asyncio.get_running_loop()
         while True:
             began, cpu = time.monotonic(), time.thread_time()
-            lateness = []
-            for _ in range(SAMPLES):
+            lateness: list[float] = []
+            while not lateness or time.monotonic() - began < MEASURE_SECONDS:
                 due = loop.time() + SAMPLE_SECONDS
                 await asyncio.sleep(SAMPLE_SECONDS)
                 lateness.append(max(0.0, loop.time() - due))
             # The writer of recordings has a thread of its own, which may be on another core: it is not counted here.
             self.last = Second(
                 cpu=(time.thread_time() - cpu) / (time.monotonic() - began),
-                late=sum(late >= FRAME_SECONDS for late in lateness) / SAMPLES,
+                late=sum(late >= FRAME_SECONDS for late in lateness) / len(lateness),
                 worst=max(lateness),
             )
             if self._rule.see(self.last):

@@ -1,21 +1,21 @@
 """When a worker has more to do than its core gives it: it takes no new calls until it keeps its 20 ms again.
 
-Two signs: its loop uses the core almost wholly, or it wakes up a frame or more late most of the time (another process
-has the core, or the hypervisor). Neither counts when it lasts for a moment, and recovery must last: a worker that took
-calls at the first good second would only swing between both.
+Two signs: its loop uses the core almost wholly, or it often wakes up a frame or more late (another process has the
+core, or the hypervisor). Both are means of some seconds, for neither counts when it lasts for a moment; and a new
+verdict begins with new seconds: a worker that took calls at the first good one would only swing between both.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 FRAME_SECONDS = 0.02
+WINDOW_SECONDS = 5
 BUSY_CPU, CALM_CPU = 0.9, 0.8
 """Share of a core that the loop uses: from the first on it is too much, below the second it is well again."""
-BUSY_LATE, CALM_LATE = 0.5, 0.1
+BUSY_LATE, CALM_LATE = 0.4, 0.1
 """Share of wake-ups that came a frame or more late: as above."""
-BUSY_SECONDS, CALM_SECONDS = 3, 5
-"""Seconds in a row that change the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,19 @@ class Overload:
 
     def __init__(self) -> None:
         self.overloaded = False
-        self._streak = 0
+        self._seconds: deque[Second] = deque(maxlen=WINDOW_SECONDS)
 
     def see(self, second: Second) -> bool:
         """Take one more second into account; whether the verdict has changed."""
-        if self.overloaded:
-            against, needed = second.cpu < CALM_CPU and second.late < CALM_LATE, CALM_SECONDS
-        else:
-            against, needed = second.cpu >= BUSY_CPU or second.late >= BUSY_LATE, BUSY_SECONDS
-        self._streak = self._streak + 1 if against else 0
-        if self._streak < needed:
+        self._seconds.append(second)
+        if len(self._seconds) < WINDOW_SECONDS:
             return False
-        self.overloaded, self._streak = not self.overloaded, 0
-        return True
+        cpu = sum(each.cpu for each in self._seconds) / WINDOW_SECONDS
+        late = sum(each.late for each in self._seconds) / WINDOW_SECONDS
+        busy = cpu >= BUSY_CPU or late >= BUSY_LATE
+        calm = cpu < CALM_CPU and late < CALM_LATE
+        changed = calm if self.overloaded else busy
+        if changed:
+            self.overloaded = not self.overloaded
+            self._seconds.clear()
+        return changed

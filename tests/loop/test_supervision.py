@@ -200,7 +200,7 @@ async def test_an_announcement_never_overtakes_a_later_one(monkeypatch: pytest.M
 
 async def test_an_overloaded_worker_says_so_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audiosocket.worker.HEARTBEAT_SECONDS", 0.02)
-    monkeypatch.setattr("audiosocket.load.SAMPLES", 4)
+    monkeypatch.setattr("audiosocket.load.MEASURE_SECONDS", 0.1)
     monkeypatch.setattr("audiosocket.load.SAMPLE_SECONDS", 0.02)
     busy = True
 
@@ -228,7 +228,7 @@ async def test_an_overloaded_worker_says_so_and_goes_on(monkeypatch: pytest.Monk
 
 
 async def test_the_share_of_a_core_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiosocket.load.SAMPLES", 2)
+    monkeypatch.setattr("audiosocket.load.MEASURE_SECONDS", 0.05)
     monkeypatch.setattr("audiosocket.load.SAMPLE_SECONDS", 0.02)
     load = Load()
     watching = asyncio.create_task(load.watch())
