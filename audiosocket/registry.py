@@ -83,6 +83,9 @@ class Registry:
         self._notifier: asyncio.Task[None] | None = None
         self.breakers = RedisBreakers(client)
         self.reports_lost = 0
+        self._started_ms = 0
+        """Of the worker that this has announced."""
+        self._double = ""
         self.listening = asyncio.Event()
         """Set when orders are heard for the first time."""
 
@@ -109,12 +112,24 @@ class Registry:
         from then on: announcing and asking are one step.
         """
         async with redis_call(Unavailable), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.set(worker_key(info.worker_id), msgspec.json.encode(info), px=HEARTBEAT_TTL_MS)
+            pipeline.set(worker_key(info.worker_id), msgspec.json.encode(info), px=HEARTBEAT_TTL_MS, get=True)
             pipeline.sadd(WORKERS_KEY, info.worker_id)
             if info.draining:
                 pipeline.zrange(leases_key(info.worker_id), 0, -1)
             answers = await pipeline.execute()
+        if self._started_ms == info.started_at_ms:
+            self._look_for_double(info, answers[0])
+        self._started_ms = info.started_at_ms  # what was there before may be of a process that was killed
         return {call_id.decode() for call_id in answers[-1]} if info.draining else set()
+
+    def _look_for_double(self, info: WorkerInfo, before: bytes | None) -> None:
+        try:
+            other = msgspec.json.decode(before or b"", type=WorkerInfo)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return  # it had expired, or a neighbouring version writes it otherwise
+        if other.started_at_ms != info.started_at_ms and self._double != (address := f"{other.host}:{other.port}"):
+            self._double = address
+            log.error("worker_id_used_twice", worker_id=info.worker_id, other=address, remedy="give each node its name")
 
     async def deregister(self, worker_id: str) -> None:
         """Take the announcement back. Without Redis it ends by itself within `HEARTBEAT_TTL_MS`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 import uuid
@@ -295,3 +296,23 @@ async def test_a_worker_is_announced_when_it_hears_orders(registry, redis_client
     finally:
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
+
+
+async def test_two_workers_with_one_name_are_told_apart(registry, empty_stores, capsys):
+    """Somebody copied a node's file to another machine and left `node` as it was."""
+    here = msgspec.structs.replace(info(), started_at_ms=1000)
+    there = msgspec.structs.replace(info(), started_at_ms=2000, host="10.0.0.8")
+    other = Registry(open_redis(empty_stores))
+    try:
+        await registry.heartbeat(here)
+        await registry.heartbeat(here)
+        await other.heartbeat(there)  # it may follow one that was killed
+        assert "worker_id_used_twice" not in capsys.readouterr().out
+        await registry.heartbeat(here)
+        assert re.search("worker_id_used_twice .*other=10.0.0.8:9092", capsys.readouterr().out)
+        await other.heartbeat(there)
+        assert re.search("worker_id_used_twice .*other=127.0.0.1:9092", capsys.readouterr().out)
+        await registry.heartbeat(here)  # once is enough
+        assert "worker_id_used_twice" not in capsys.readouterr().out
+    finally:
+        await other.close()
