@@ -26,6 +26,13 @@ apart from `unknown` for this long."""
 NOTICE_SECONDS = 5.0
 """How long a `CallNotice` has a meaning: an older one is neither sent nor read."""
 
+WEBSOCKET_PATH = "/media"
+"""Where a worker takes legs of Asterisk's `chan_websocket`."""
+WEBSOCKET_SUBPROTOCOL = "media"
+"""What Asterisk offers there."""
+WEBSOCKET_LEG_VARIABLE = "TRUNKBRIDGE_LEG"
+"""Channel variable with such a leg's UUID: Asterisk tells all variables in its first message."""
+
 HEARTBEAT_SECONDS = 1.0
 """How often a worker renews its `WorkerInfo`."""
 
@@ -347,7 +354,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     started_at_ms: int
     rtp_port: int = 0
-    """UDP port on `host` for RTP legs; 0: this worker takes AudioSocket only."""
+    """UDP port on `host` for RTP legs; 0: this worker takes none."""
+    websocket_port: int = 0
+    """TCP port on `host` for legs of `chan_websocket`; 0: this worker takes none."""
     overloaded: bool = False
     """It does not keep its 20 ms: it is given no new calls."""
     cpu_percent: int = 0

@@ -133,6 +133,7 @@ def _node_options(settings: NodeSettings, index: int) -> WorkerOptions:
     if ipaddress.ip_address(advertise).is_unspecified:
         raise ConfigError(f"gateway.listen {gateway.listen}: Asterisk cannot dial that: set gateway.advertise")
     rtp_host, rtp_port = split_host_port(gateway.rtp_listen) if gateway.rtp_listen else ("", 0)
+    websocket_host, websocket_port = split_host_port(gateway.websocket_listen) if gateway.websocket_listen else ("", 0)
     return WorkerOptions(
         worker_id=f"{settings.node}/{index}",
         node=settings.node,
@@ -146,6 +147,8 @@ def _node_options(settings: NodeSettings, index: int) -> WorkerOptions:
         allow=list(gateway.allow),
         rtp_host=rtp_host,
         rtp_port=rtp_port + index,
+        websocket_host=websocket_host,
+        websocket_port=websocket_port + index,
         recordings=_recordings(settings),
     )
 

@@ -283,6 +283,9 @@ class GatewaySettings(Settings):
     """HTTP status address of worker 0; worker N listens on port + N."""
     rtp_listen: HostPort | None = None
     """UDP address of worker 0 for RTP media legs; worker N listens on port + N. None: AudioSocket carries all calls."""
+    websocket_listen: HostPort | None = None
+    """Address of worker 0 for media legs by WebSocket (`chan_websocket`), which then carry all calls; worker N listens
+    on port + N."""
     advertise: Address | None = None
     """IP literal that Asterisk dials, when it is not the one listened on (0.0.0.0, NAT)."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
@@ -296,12 +299,16 @@ class GatewaySettings(Settings):
 
     @model_validator(mode="after")
     def _ports(self) -> GatewaySettings:
-        if self.rtp_listen is not None and self.advertise is None:
-            dialled, rtp = split_host_port(self.listen)[0], split_host_port(self.rtp_listen)[0]
-            if rtp != dialled and not ipaddress.ip_address(rtp).is_unspecified:
-                raise ValueError(f"rtp_listen: Asterisk sends to the address of listen, {dialled}: use it here too")
+        if self.rtp_listen is not None and self.websocket_listen is not None:
+            raise ValueError("rtp_listen and websocket_listen: calls go by one kind of leg: remove one of the two")
+        for name in ("rtp_listen", "websocket_listen"):
+            given = getattr(self, name)
+            if given is not None and self.advertise is None:
+                dialled, own = split_host_port(self.listen)[0], split_host_port(given)[0]
+                if own != dialled and not ipaddress.ip_address(own).is_unspecified:
+                    raise ValueError(f"{name}: Asterisk sends to the address of listen, {dialled}: use it here too")
         taken: dict[tuple[str, int], str] = {}
-        for name in ("listen", "status_listen", "rtp_listen"):
+        for name in ("listen", "websocket_listen", "status_listen", "rtp_listen"):
             if getattr(self, name) is None:
                 continue
             host, first = split_host_port(getattr(self, name))
@@ -311,8 +318,10 @@ class GatewaySettings(Settings):
             if name == "rtp_listen":
                 continue  # UDP has ports of its own
             for port in range(first, last + 1):
-                if taken.setdefault((host, port), name) != name:
-                    raise ValueError(f"status_listen: port {port} is a worker's AudioSocket port too: move one")
+                other = taken.setdefault((host, port), name)
+                if other != name:
+                    what = "AudioSocket" if other == "listen" else "WebSocket"
+                    raise ValueError(f"{name}: port {port} is a worker's {what} port too: move one")
         return self
 
 

@@ -1,7 +1,7 @@
 """One media worker put together: one process, one event loop, one core, one port for each kind of leg.
 
-It listens for AudioSocket, and for RTP where that is configured, asks its call source what each connection stands for,
-carries the calls, announces itself every second, and drains when it is told to stop.
+It listens for AudioSocket, and for RTP or WebSockets where that is configured, asks its call source what each
+connection stands for, carries the calls, announces itself every second, and drains when it is told to stop.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from audiosocket.durations import TurnTimes
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.legs.audiosocket import AudioSocketLeg
 from audiosocket.legs.base import MediaLeg
+from audiosocket.legs.chan_websocket import WebSocketLeg
+from audiosocket.legs.chan_websocket import listen as listen_websocket
 from audiosocket.legs.rtp import RtpLeg, RtpPort, parse_address
 from audiosocket.load import Load
 from audiosocket.media_call import MediaCall
@@ -74,6 +76,9 @@ class WorkerOptions:
     rtp_host: str = ""
     """Where RTP legs are taken; empty: nowhere."""
     rtp_port: int = 0
+    websocket_host: str = ""
+    """Where legs of `chan_websocket` are taken; empty: nowhere."""
+    websocket_port: int = 0
     recordings: RecordingOptions | None = None
     """None: this worker records nothing, whatever a call asks for."""
 
@@ -100,6 +105,7 @@ class Worker:
         self._stopping = False
         self.port = options.port
         self.rtp: RtpPort | None = None
+        self.websocket_port = 0
         self.clock = Clock(asyncio.get_running_loop())
         self.http = PlatformHttp()
         self.recordings = None if options.recordings is None else Recordings(options.recordings)
@@ -161,6 +167,11 @@ class Worker:
                 f"gateway.rtp_listen {options.rtp_host}:{options.rtp_port}: {error.strerror}: is it an address of this"
                 " machine, and is nobody else there?"
             ) from None
+        try:
+            websockets = await self._serve_websockets()
+        except ConfigError:
+            server.close()
+            raise
         status = await self._serve_status()
         if self.recordings is not None:
             self.recordings.start()
@@ -176,6 +187,8 @@ class Worker:
             await asyncio.gather(load, heartbeat, return_exceptions=True)
             notify(f"STATUS=ending\nEXTEND_TIMEOUT_USEC={CLOSING_SECONDS * 1_000_000}")
             server.close()
+            if websockets is not None:
+                websockets.close()
             self._stopping = True
             for call in list(self.calls.values()):
                 call.stop(EndReason.WORKER_STOPPED, STOPPED)
@@ -234,6 +247,9 @@ class Worker:
         except Unavailable as error:
             log.error("call_spec_unavailable", detail=str(error), leg_uuid=leg_uuid)
             self._refuse(leg, "store_unavailable")
+            return
+        if isinstance(leg, WebSocketLeg) and leg.media_format is not spec.media_format:
+            self._refuse(leg, "format")
             return
         if len(self.calls) >= self.capacity or spec.call_id in self.calls:
             self._refuse(leg, "full" if spec.call_id not in self.calls else "duplicate")
@@ -345,6 +361,7 @@ class Worker:
             version=__version__,
             started_at_ms=self._started_ms,
             rtp_port=0 if self.rtp is None else self.rtp.port,
+            websocket_port=self.websocket_port,
             overloaded=self.load.overloaded or bool(self.why_not_alive()),
             cpu_percent=round(self.load.last.cpu * 100),
             lateness_ms=round(self.load.last.worst * 1000),
@@ -381,6 +398,20 @@ class Worker:
         if self.active >= self.capacity:
             return "full"
         return ""
+
+    async def _serve_websockets(self) -> asyncio.Server | None:
+        options = self._options
+        if not options.websocket_host:
+            return None
+        host, port = options.websocket_host, options.websocket_port
+        try:
+            server = await listen_websocket(host, port, self.clock, self, LISTEN_BACKLOG)
+        except OSError as error:
+            raise ConfigError(
+                f"gateway.websocket_listen {host}:{port}: {error.strerror}: is another worker running there?"
+            ) from None
+        self.websocket_port = server.sockets[0].getsockname()[1]
+        return server
 
     async def _serve_status(self) -> web.AppRunner | None:
         options = self._options

@@ -168,6 +168,10 @@ class Neighbours:
     """Snoop channel to the channel that it listens to."""
     rtp: bool = False
     """Whether the worker takes RTP legs."""
+    websocket: bool = False
+    """Whether it takes WebSocket legs."""
+    connects_websockets: bool = True
+    """Whether Asterisk can connect them."""
     opens_legs: bool = True
     """Whether it opens those that it is told to."""
     alive: bool = True
@@ -395,6 +399,22 @@ class Neighbours:
         await self._step("external_rtp", effect)
         return channel(identifier), MEDIA_ADDRESS
 
+    async def external_websocket(self, identifier: ChannelId, *, host: str, leg_uuid: str, media_format: str) -> None:
+        def effect() -> None:
+            assert host == "127.0.0.1:9392"
+            self.channels[identifier] = channel(identifier)
+            if self.connects_websockets:
+                self.legs[identifier] = leg_uuid
+                self.emit(StasisStart(**self._about(identifier), args=[leg_uuid]))
+                if self.specs[leg_uuid].held and self.first_word:
+                    self.notice(leg_uuid, cast(Any, self.first_word))
+            else:
+                gone = ChannelDestroyed(**self._about(identifier), cause=3, cause_txt="No route to destination")
+                del self.channels[identifier]
+                self.emit(gone)
+
+        await self._step("external_websocket", effect)
+
     async def create_bridge(self, identifier: BridgeId) -> None:
         def effect() -> None:
             self.bridges[identifier] = set()
@@ -446,7 +466,7 @@ class Neighbours:
         def effect() -> WorkerInfo:
             self.held[call_id] = WORKER.worker_id
             self.granted[call_id] += 1
-            return replace(WORKER, rtp_port=9292 if self.rtp else 0)
+            return replace(WORKER, rtp_port=9292 if self.rtp else 0, websocket_port=9392 if self.websocket else 0)
 
         return cast(WorkerInfo, await self._step("acquire", effect))
 

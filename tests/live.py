@@ -87,6 +87,11 @@ class Live:
         return found
 
 
+def leg(kind: str) -> dict[str, Any]:
+    """Settings for one kind of media leg: `audiosocket`, `rtp`, `websocket`."""
+    return {} if kind == "audiosocket" else {"gateway": {f"{kind}_listen": f"127.0.0.1:{free_ports(4)[0]}"}}
+
+
 async def _never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
     writer.close()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
@@ -23,10 +24,19 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from ari_app.ari.errors import AriError, AriMalformed, AriNotFound, AriUnavailable, from_status
+from ari_app.ari.errors import (
+    AriError,
+    AriMalformed,
+    AriNotFound,
+    AriRejected,
+    AriUnauthorized,
+    AriUnavailable,
+    from_status,
+)
 from ari_app.ari.models import AsteriskInfo, Bridge, Channel, RtpStatistics, decode_custom
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import BridgeId, ChannelId, LegUuid
+from audiosocket.callspec import WEBSOCKET_LEG_VARIABLE, WEBSOCKET_PATH, WEBSOCKET_SUBPROTOCOL
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """A list of 4,000 channels is 1.5 MB."""
@@ -43,6 +53,11 @@ KEEPALIVE_SECONDS = 10.0
 DTMF_MS = 100
 """Length of a digit, and of the pause to the next: twice what receivers must make out (ITU-T Q.24)."""
 DTMF_PAUSE_MS = 100
+
+WEBSOCKET_CONNECT_MS = 500
+"""How long Asterisk may take to connect a WebSocket media leg."""
+_EXTERNAL = "/channels/externalMedia"
+_NO_CLIENTS = "render Asterisk's configuration again (sorcery.conf) and restart it"
 
 _ModelT = TypeVar("_ModelT")
 
@@ -163,10 +178,48 @@ class AriClient:
             raise AriMalformed("POST", "/channels/externalMedia", 200, "no UNICASTRTP_LOCAL_ADDRESS and _PORT")
         return channel, f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
+    async def external_websocket(
+        self, channel_id: ChannelId, *, host: str, leg_uuid: LegUuid, media_format: str
+    ) -> Channel:
+        """Creates a WebSocket channel (`chan_websocket`) to `host` (`IP:PORT`), which tells the leg's UUID in its first
+        message and speaks JSON. Asterisk dials what it has an object for, which is written before, each time alike: it
+        is gone when Asterisk restarts.
+
+        It answers before it connects: what cannot be connected is destroyed without a StasisStart. Not repeated on a
+        stale connection: a channel id that is in use crashes Asterisk 22.10.1.
+        """
+        client = "trunkbridge-" + re.sub(r"[^0-9A-Za-z.]", "-", host)
+        values = {
+            "uri": f"ws://{host}{WEBSOCKET_PATH}",
+            "protocols": WEBSOCKET_SUBPROTOCOL,
+            "connection_type": "per_call_config",
+            "connection_timeout": str(WEBSOCKET_CONNECT_MS),
+            "reconnect_attempts": "1",
+        }
+        fields = [{"attribute": name, "value": value} for name, value in values.items()]
+        path = _path("asterisk", "config", "dynamic", "res_websocket_client", "websocket_client", client)
+        try:
+            await self._send("PUT", path, body={"fields": fields})
+        except (AriNotFound, AriRejected) as error:
+            if isinstance(error, AriUnauthorized):
+                raise
+            raise AriRejected("PUT", path, error.status, f"{error.message}: {_NO_CLIENTS}") from None
+        variables = {WEBSOCKET_LEG_VARIABLE: str(leg_uuid)}
+        options = {"connection_type": "client", "transport_data": "f(json)"}
+        query = self._media_query(channel_id, client, "none", "websocket", leg_uuid, media_format) | options
+        answer = await self._send("POST", _EXTERNAL, query, body={"variables": variables}, repeat=False)
+        return _decode("POST", _EXTERNAL, answer, Channel)
+
     async def _external(
         self, channel_id: ChannelId, host: str, encapsulation: str, transport: str, leg_uuid: LegUuid, media_format: str
     ) -> Channel:
-        query = {
+        query = self._media_query(channel_id, host, encapsulation, transport, leg_uuid, media_format)
+        return await self._create(_EXTERNAL, query, Channel, lambda: self.get_channel(channel_id))
+
+    def _media_query(
+        self, channel_id: ChannelId, host: str, encapsulation: str, transport: str, leg_uuid: LegUuid, media_format: str
+    ) -> dict[str, str]:
+        return {
             "channelId": channel_id,
             "app": self.app,
             "external_host": host,
@@ -175,7 +228,6 @@ class AriClient:
             "format": media_format,
             "data": leg_uuid,
         }
-        return await self._create("/channels/externalMedia", query, Channel, lambda: self.get_channel(channel_id))
 
     async def snoop(self, channel_id: ChannelId, snoop_id: ChannelId) -> Channel:
         """Creates a channel that enters our application and carries what channel `channel_id`, in our application or

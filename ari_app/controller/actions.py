@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import structlog
 from ari_app.applications import ApplicationSettings
 from ari_app.ari.client import AriClient
 from ari_app.ari.errors import AriConflict, AriError, AriInvalid, AriMalformed, AriNotFound, AriUnavailable
+from ari_app.ari.models import Channel
 from ari_app.call.ending import GONE_UNSEEN
 from ari_app.call.fork import said
 from ari_app.call.machine import AWAY, State, Trigger
@@ -102,6 +103,7 @@ class CallActions:
         self.bridged = self.media_started
         """The bridge may be there: removing one that is not is harmless."""
         self._forks = forks
+        self.by_websocket = False
         self.rtp_leg = RtpLeg(call_id, self._send_order, lambda: self._leg_uuid)
         self._services = services
         self._story = story
@@ -127,6 +129,18 @@ class CallActions:
         self.caller_live = self.caller_live and channel != self.caller_channel
         self.media_live = self.media_live and channel != self.media_channel
         self.snoop_live = self.snoop_live and channel != self.snoop_channel
+
+    def unconnected(self, message: Message, state: State) -> Message:
+        """The message, or that media has failed, where it tells that Asterisk could not connect a WebSocket leg."""
+        if (
+            message.destroyed != self.media_channel
+            or not self.by_websocket
+            or self.media_started
+            or state not in (State.ATTACHING, State.RINGING)
+        ):
+            return message
+        self.report_due = False
+        return Message(Trigger.MEDIA_FAILED, detail="Asterisk could not connect a WebSocket to the worker")
 
     def awaits(self, state: State) -> bool:
         """Whether something has yet to go before a call is over, or a fork's stream; true in all other states."""
@@ -195,15 +209,23 @@ class CallActions:
         return Message(Trigger.ANSWERED)
 
     async def attach(self, actor: CallActor, media_format: MediaFormat) -> Message | None:
-        """Creates the media channel: RTP where the worker takes it and the format is G.711, otherwise AudioSocket."""
+        """Creates the media channel: RTP where the worker takes it and the format is G.711, a WebSocket where it
+        takes that, otherwise AudioSocket."""
         worker = self._worker
         assert worker is not None
         host = f"[{worker.host}]" if ":" in worker.host else worker.host
         self._services.register(self.media_channel, actor)
         self.media_live = self.report_due = True
         by_rtp = self.rtp_leg.choose(worker, media_format)
-        port = worker.rtp_port if by_rtp else worker.port
-        create = self._services.ari.external_rtp if by_rtp else self._services.ari.external_media
+        ari = self._services.ari
+        create: Callable[..., Awaitable[Channel | tuple[Channel, str]]]
+        if by_rtp:
+            port, create = worker.rtp_port, ari.external_rtp
+        elif worker.websocket_port:
+            self.by_websocket = True
+            port, create = worker.websocket_port, ari.external_websocket
+        else:
+            port, create = worker.port, ari.external_media
         try:
             created = await create(
                 self.media_channel, host=f"{host}:{port}", leg_uuid=self._leg_uuid, media_format=media_format.value

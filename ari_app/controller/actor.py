@@ -229,7 +229,7 @@ class CallActor:
             if message.destroyed == self.caller_channel:
                 self._caller_cause = message.cause
             self._actions.destroyed(message.destroyed)
-            await self._step(message)
+            await self._step(self._actions.unconnected(message, self.machine.state))
 
     async def _step(self, message: Message) -> None:
         """Applies a trigger, performs what follows, and goes on with the outcomes."""

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import WSMsgType, web
 
-from tests.live import SCRIPTED, Live, live_system
+from tests.live import SCRIPTED, Live, leg, live_system
 from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
 from tools.audio.tones import dominant_frequency, tone
@@ -27,9 +27,12 @@ LOUD = 500
 _numbers = itertools.count(1)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
-    async with live_system(asterisk_install, tmp_path_factory.mktemp("playout")) as live:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["audiosocket", "websocket"])
+async def system(
+    request: pytest.FixtureRequest, asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Live]:
+    changes = leg(request.param)
+    async with live_system(asterisk_install, tmp_path_factory.mktemp("playout"), changes=changes) as live:
         yield live
 
 

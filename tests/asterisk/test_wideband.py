@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from tests.live import Live, live_system
+from tests.live import Live, leg, live_system
 from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
 from tools.asterisk.local import free_ports
@@ -24,8 +24,10 @@ NUMBERS = {16000: "+918000000016", 24000: "+918000000024"}
 _calls = itertools.count(1)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["audiosocket", "websocket"])
+async def system(
+    request: pytest.FixtureRequest, asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Live]:
     (port,) = free_ports(1)
     changes = {
         "applications": {
@@ -36,6 +38,7 @@ async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.Tem
             {"did": NUMBERS[16000], "application": "wide16"},
             {"did": NUMBERS[24000], "application": "wide24"},
         ],
+        **leg(request.param),
     }
     async with live_system(asterisk_install, tmp_path_factory.mktemp("wideband"), changes=changes, port=port) as live:
         yield live

@@ -46,12 +46,14 @@ FORK = ["snoop", "create_bridge", "add_to_bridge", "set_variables", "continue"]
 SET_UP_FORK = [*SET_UP[:5], *FORK]
 SET_UP_FORK_RINGING = [*SET_UP_RINGING[:6], *FORK, "send_order"]
 SET_UP_RTP = [*SET_UP[:4], "external_rtp", "send_order", *SET_UP[5:]]
+SET_UP_WEBSOCKET = [*SET_UP[:4], "external_websocket", *SET_UP[5:]]
 FLOWS = {
     "at_once": SET_UP,
     "when_connected": SET_UP_RINGING,
     "fork at_once": SET_UP_FORK,
     "fork when_connected": SET_UP_FORK_RINGING,
     "rtp": SET_UP_RTP,
+    "websocket": SET_UP_WEBSOCKET,
 }
 EVERY_STEP = [(answer, step) for answer, steps in FLOWS.items() for step in steps]
 TEAR_DOWN = ["hangup_caller", "hangup_media", "destroy_bridge", "release"]
@@ -174,9 +176,10 @@ def neighbours(answer: str = "at_once") -> Neighbours:
     """Neighbours with a route that answers so, and a caller who is not kept ringing for long. `fork at_once`: with an
     application that listens while he goes on."""
     fork, _, answer = answer.rpartition(" ")
-    settings = config("at_once" if answer == "rtp" else answer, TRANSFER | {"one_way": bool(fork)})
+    leg, answer = (answer, "at_once") if answer in ("rtp", "websocket") else ("", answer)
+    settings = config(answer, TRANSFER | {"one_way": bool(fork)})
     route = settings.routes[0].model_copy(update={"answer_within_seconds": 0.1})
-    return Neighbours(settings.model_copy(update={"routes": [route]}), rtp=answer == "rtp")
+    return Neighbours(settings.model_copy(update={"routes": [route]}), rtp=leg == "rtp", websocket=leg == "websocket")
 
 
 async def interrupted(answer: str, step: str, name: str) -> None:

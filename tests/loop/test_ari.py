@@ -27,6 +27,7 @@ from ari_app.ari.errors import (
     AriUnavailable,
 )
 from ari_app.ari.events import UNWANTED, ChannelDtmfReceived, Event
+from ari_app.ari.models import Channel
 from ari_app.ari.stream import BACKOFF_MAX_SECONDS, EventStream, backoff_limit
 from ari_app.domain.ids import BridgeId, ChannelId, LegUuid
 from ari_app.errors import Unavailable
@@ -154,6 +155,57 @@ async def test_external_media_as_asterisk_wants_it(fake: FakeAri, ari: AriClient
         "format": "ulaw",
         "data": "u",
     }
+
+
+def websocket(ari: AriClient) -> Awaitable[Channel]:
+    return ari.external_websocket(M, host="[::1]:9392", leg_uuid=LegUuid("u"), media_format="slin16")
+
+
+async def test_a_websocket_leg_as_asterisk_wants_it(fake: FakeAri, ari: AriClient) -> None:
+    fake.script("POST", "/channels/externalMedia", says(200, CHANNEL))
+    await websocket(ari)
+    client, create = fake.requests
+    assert client.path == "/ari/asterisk/config/dynamic/res_websocket_client/websocket_client/trunkbridge----1--9392"
+    assert {field["attribute"]: field["value"] for field in client.body["fields"]} == {
+        "uri": "ws://[::1]:9392/media",
+        "protocols": "media",
+        "connection_type": "per_call_config",
+        "connection_timeout": "500",
+        "reconnect_attempts": "1",
+    }
+    assert create.query == {
+        "channelId": "m",
+        "app": APP,
+        "external_host": "trunkbridge----1--9392",
+        "encapsulation": "none",
+        "transport": "websocket",
+        "connection_type": "client",
+        "transport_data": "f(json)",
+        "format": "slin16",
+        "data": "u",
+    }
+    assert create.body == {"variables": {"TRUNKBRIDGE_LEG": "u"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "said"),
+    [(403, AriRejected, "sorcery.conf"), (404, AriRejected, "sorcery.conf"), (401, AriUnauthorized, "ari.conf")],
+)
+async def test_a_websocket_leg_that_asterisk_is_not_set_up_for(
+    fake: FakeAri, ari: AriClient, status: int, error: type[AriRejected], said: str
+) -> None:
+    path = "/asterisk/config/dynamic/res_websocket_client/websocket_client/trunkbridge----1--9392"
+    fake.script("PUT", path, says(status, {"message": "Cannot create sorcery objects"}))
+    with pytest.raises(error, match=f"Cannot create sorcery objects: .*{said}"):
+        await websocket(ari)
+    assert len(fake.requests) == 1
+
+
+async def test_a_websocket_leg_is_never_asked_for_twice(fake: FakeAri, ari: AriClient) -> None:
+    fake.script("POST", "/channels/externalMedia", hangs_up())
+    with pytest.raises(AriUnavailable):
+        await websocket(ari)
+    assert [request.method for request in fake.requests] == ["PUT", "POST"]
 
 
 @pytest.mark.parametrize("hostile", ["a/b", "../x", "a?b#c", "a b+c%2Fd", "é", "a&b=c", "a\r\nX: y"])

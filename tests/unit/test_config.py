@@ -312,6 +312,23 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("gateway", "rtp_listen"), "10.0.0.9:9292", "gateway: rtp_listen: Asterisk sends to the address of listen, "),
     (("gateway", "rtp_listen"), "[::1]:9292", "gateway: rtp_listen: Asterisk sends to the address of listen, "),
     (("gateway",), {"rtp_listen": "0.0.0.0:65535", "workers": 2}, "gateway: rtp_listen: 2 workers would need ports"),
+    (("gateway", "websocket_listen"), "0.0.0.0", "gateway.websocket_listen: found '0.0.0.0': expected HOST:PORT"),
+    (("gateway", "websocket_listen"), "10.0.0.9:9392", "gateway: websocket_listen: Asterisk sends to the address of "),
+    (
+        ("gateway",),
+        {"websocket_listen": "127.0.0.1:9092"},
+        "gateway: websocket_listen: port 9092 is a worker's AudioSocket",
+    ),
+    (
+        ("gateway",),
+        {"websocket_listen": "127.0.0.1:9192"},
+        "gateway: status_listen: port 9192 is a worker's WebSocket port",
+    ),
+    (
+        ("gateway",),
+        {"rtp_listen": "0.0.0.0:9292", "websocket_listen": "0.0.0.0:9392"},
+        "gateway: rtp_listen and websocket_listen: calls go by one kind of leg: remove one of the two",
+    ),
     (("gateway", "workers"), 0, "gateway.workers: found 0: Input should be greater than or equal to 1"),
     (("gateway", "capacity"), 2.5, "gateway.capacity: found 2.5: Input should be a valid integer"),
     (("gateway", "capacity"), float("nan"), "gateway.capacity: found nan: Input should be a finite number"),

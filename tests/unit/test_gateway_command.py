@@ -82,8 +82,14 @@ def test_an_auth_token_that_cannot_be_had(tmp_path: Path, content: bytes | None,
 
 def test_every_worker_has_its_own_ports() -> None:
     plain = GatewaySettings(workers=3)
-    both = GatewaySettings(workers=3, rtp_listen="0.0.0.0:9292")
-    for found, rtp in ((plain, ("", 2)), (both, ("0.0.0.0", 9294))):
+    rtp = GatewaySettings(workers=3, rtp_listen="0.0.0.0:9292")
+    websocket = GatewaySettings(workers=3, websocket_listen="0.0.0.0:9392")
+    for found, by_rtp, by_websocket in (
+        (plain, ("", 2), ("", 2)),
+        (rtp, ("0.0.0.0", 9294), ("", 2)),
+        (websocket, ("", 2), ("0.0.0.0", 9394)),
+    ):
         options = _node_options(NodeSettings(node="gw", store="embedded", gateway=found), 2)
         assert (options.port, options.status_port) == (9094, 9194)
-        assert (options.rtp_host, options.rtp_port) == rtp
+        assert (options.rtp_host, options.rtp_port) == by_rtp
+        assert (options.websocket_host, options.websocket_port) == by_websocket
