@@ -8,7 +8,7 @@ asked for every second and brought down (docs/media-leg.md has the measurements)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
 import picows
@@ -22,7 +22,7 @@ from audiosocket.g711 import ALAW_SILENCE, PCM_TO_G711, ULAW_SILENCE, pcm_to_pcm
 from audiosocket.legs.base import LegOwner
 from audiosocket.loudness import UPPER_QUIET
 from audiosocket.session import STALL_TICKS, Session
-from audiosocket.wire import HEADER_BYTES, MAX_AUDIO_BYTES
+from audiosocket.wire import HEADER_BYTES, LINEAR, MAX_AUDIO_BYTES
 
 START_SECONDS = 2.0
 """How long a connection may take to its upgrade, and then to say which call it is."""
@@ -32,10 +32,12 @@ BLOCKED_TICKS = 500
 """A peer that takes nothing for 10 s is gone."""
 ASK_TICKS = 50
 """How often Asterisk is asked what waits in its queue."""
-QUEUED_FRAMES = 2
-"""What may wait there: the two clocks are not in step."""
+QUEUED_FRAMES = 1
+"""What may wait there before the next frame comes: the two clocks are not in step."""
 LATE_FRAMES = 10
 """From 200 ms on, the queue is flushed; less is worked off by leaving out silence."""
+MAX_QUEUED_FRAMES = 1000
+"""Asterisk takes no more."""
 _READ_BUFFER_BYTES = 4096
 _SILENCE = {MediaFormat.ULAW: bytes([ULAW_SILENCE]), MediaFormat.ALAW: bytes([ALAW_SILENCE])}
 _TEXT = picows.WSMsgType.TEXT  # an attribute of an enumeration costs a look-up a frame
@@ -80,8 +82,43 @@ def _answer(status: HTTPStatus, text: str) -> picows.WSUpgradeResponseWithListen
     )
 
 
+def _unsent(kind: picows.WSMsgType, message: bytes) -> None:
+    """What is sent before the leg is known."""
+
+
 class WebSocketLeg(picows.WSListener):
     """One connection. See `MediaLeg`."""
+
+    __slots__ = (
+        "_backlog",
+        "_blocked",
+        "_blocked_ticks",
+        "_burst",
+        "_clears",
+        "_clock",
+        "_closing",
+        "_deadline",
+        "_encode",
+        "_owner",
+        "_queued",
+        "_send",
+        "_silence",
+        "_silent_payload",
+        "_surplus",
+        "_ticking",
+        "_transport",
+        "_until_asked",
+        "closed",
+        "end_detail",
+        "end_reason",
+        "frames_left_out",
+        "frames_unsent",
+        "ignored_messages",
+        "leg_uuid",
+        "media_format",
+        "peer",
+        "session",
+    )
 
     def __init__(self, clock: Clock, owner: LegOwner) -> None:
         self._clock = clock
@@ -97,9 +134,11 @@ class WebSocketLeg(picows.WSListener):
         self._until_asked = ASK_TICKS
         self._queued = 0  # frames that waited in Asterisk when it was asked last
         self._surplus = 0  # of those, the ones that are to go by leaving out silence
-        self._clears = 0
+        self._clears = 0  # of the session's, when it was told
         self._encode: Callable[[bytes], bytes] = pcm_to_pcm
+        self._send: Callable[[picows.WSMsgType, bytes], None] = _unsent
         self._silent_payload = b""
+        self._silence = b""  # as the session says it
         self.media_format = MediaFormat.SLIN
         """Of both directions, as Asterisk says; known with `leg_uuid`."""
         self.session: Session | None = None
@@ -126,12 +165,15 @@ class WebSocketLeg(picows.WSListener):
             return
         kind = frame.msg_type
         if kind == _BINARY and frame.fin:
+            session = self.session
+            if session is None:
+                return  # nobody is there yet
             # Nearly always it is one frame a tick; more within one may be a backlog, and are looked at together.
             self._burst += 1
             if self._burst >= STALL_TICKS:
                 self._backlog.append(frame.get_payload_as_bytes())
-            elif self.session is not None and frame.payload_size:
-                self.session.caller_audio(frame.get_payload_as_bytes())
+            elif frame.payload_size:
+                session.caller_audio(frame.get_payload_as_bytes())
         elif kind == _TEXT and frame.fin:
             self._text(frame.get_payload_as_bytes())
         elif kind == _CLOSE:
@@ -163,6 +205,7 @@ class WebSocketLeg(picows.WSListener):
 
     def resume_writing(self) -> None:
         self._blocked = False
+        self._blocked_ticks = 0
 
     # For the owner
 
@@ -230,55 +273,64 @@ class WebSocketLeg(picows.WSListener):
         self._silent_payload = _SILENCE.get(self.media_format, b"\0") * size
         assert self._transport is not None
         self._transport.underlying_transport.set_write_buffer_limits(high=MAX_UNSENT_FRAMES * size)
+        self._silence = LINEAR[self.media_format.sample_rate].silence
+        self._send = self._transport.send
         self._ticking = self._clock.add(self._tick)
         self._owner.leg_identified(self, self.leg_uuid)
 
-    def _pass_backlog(self) -> None:
+    def _pass_backlog(self, burst: int) -> None:
+        """Judges the frames that have come since the last tick, of which the first have been passed on already."""
         frames, self._backlog = self._backlog, []
         session = self.session
         if session is not None:
-            for payload in frames[session.caller_backlog(len(frames)) :]:
+            for payload in frames[session.caller_backlog(burst) :]:
                 if payload:
                     session.caller_audio(payload)
 
     # To Asterisk
 
     def _tick(self, missed: int) -> None:
-        self._burst = 0
         if self._backlog:
-            self._pass_backlog()
-        session, transport = self.session, self._transport
-        if transport is None or self._closing:
+            self._pass_backlog(self._burst)
+        self._burst = 0
+        session = self.session
+        frames = self._silence if session is None else session.tick(missed)
+        if self._closing:
             return
-        frames = None if session is None else session.tick(missed)
         if self._blocked:
             self._not_read(missed)
             return
-        self._blocked_ticks = 0
         self._until_asked -= 1
         if self._until_asked <= 0:
-            self._until_asked = ASK_TICKS
-            transport.send(_TEXT, websocket_media.GET_STATUS)
-        if session is None or frames is None:
-            transport.send(_BINARY, self._silent_payload)
-            return
-        if session.clears != self._clears:
-            self._clears = session.clears
-            if self._queued > QUEUED_FRAMES:
-                self._flush()
-        silence = session.linear.silence
-        if len(frames) == len(silence):
-            self._send(transport, frames, silence)
+            self._ask()
+        if self._queued > QUEUED_FRAMES:
+            self._send_behind(frames)
+        elif frames == self._silence:
+            self._send(_BINARY, self._silent_payload)
+        elif len(frames) == len(self._silence):
+            self._send(_BINARY, self._encode(frames[HEADER_BYTES:]))
         else:
-            for at in range(0, len(frames), len(silence)):
-                self._send(transport, frames[at : at + len(silence)], silence)
+            for frame in self._each(frames):
+                self._send(_BINARY, self._encode(frame[HEADER_BYTES:]))
 
-    def _send(self, transport: picows.WSTransport, frame: bytes, silence: bytes) -> None:
-        if self._surplus and not frame[HEADER_BYTES + 1 :: 2].translate(None, UPPER_QUIET):
-            self._surplus -= 1
-            self.frames_left_out += frame != silence
-        else:
-            transport.send(_BINARY, self._silent_payload if frame == silence else self._encode(frame[HEADER_BYTES:]))
+    def _each(self, frames: bytes) -> Iterator[bytes]:
+        size = len(self._silence)
+        return (frames[at : at + size] for at in range(0, len(frames), size))
+
+    def _ask(self) -> None:
+        self._until_asked = ASK_TICKS
+        self._send(_TEXT, websocket_media.GET_STATUS)
+
+    def _send_behind(self, frames: bytes) -> None:
+        """Sends while too much waits in Asterisk: quiet frames are left out, and a `clear` is one of that too."""
+        if self.session is not None and self.session.clears != self._clears:
+            self._flush()
+        for frame in self._each(frames):
+            if self._surplus and not frame[HEADER_BYTES + 1 :: 2].translate(None, UPPER_QUIET):
+                self._surplus -= 1
+                self.frames_left_out += frame != self._silence
+            else:
+                self._send(_BINARY, self._encode(frame[HEADER_BYTES:]))
 
     def _not_read(self, missed: int) -> None:
         self.frames_unsent += 1
@@ -289,15 +341,15 @@ class WebSocketLeg(picows.WSListener):
             self.hangup("leg_silent", "Asterisk has read nothing for 10 s")
 
     def _queue_is(self, frames: int) -> None:
-        self._queued = frames
+        self._queued = frames = max(0, min(frames, MAX_QUEUED_FRAMES))
         if frames > LATE_FRAMES:
             self._flush()
-        else:
-            self._surplus = max(0, frames - 1) if frames > QUEUED_FRAMES else 0
+        elif frames > QUEUED_FRAMES:
+            self._surplus = frames - 1
+            self._clears = 0 if self.session is None else self.session.clears
 
     def _flush(self) -> None:
-        if self._transport is not None:
-            self._transport.send(_TEXT, websocket_media.FLUSH)
+        self._send(_TEXT, websocket_media.FLUSH)
         self.frames_left_out += self._queued
         self._queued = self._surplus = 0
 

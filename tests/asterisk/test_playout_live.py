@@ -163,8 +163,9 @@ async def test_a_mark_comes_within_40_ms_of_the_last_frame_of_its_audio(live: Li
         await asyncio.sleep(0.2)
         took.append(heard.marks[-1][0] - max(at for at, _ in loud_packets(call)))
     await call.hang_up()
-    # Not before its audio was sent, and not long behind.
-    assert all(value > -0.005 for value in took), took
+    # Not before its audio was sent, and not long behind. Asterisk's own queue holds up to two frames.
+    early = 0.005 if live.system.config.gateway.websocket_listen is None else 0.045
+    assert all(value > -early for value in took), took
     assert median(took) <= 0.040, [round(value * 1000) for value in took]
 
 

@@ -218,7 +218,12 @@ async def test_a_call_whose_worker_is_killed_ends(live: Live) -> None:
     call = await talking(live)
     (worker,) = live.system.workers
     await worker.kill()
+    # It is registered for a moment yet: Asterisk cannot connect, and the next caller does not wait either.
+    late = live.ulaw.call(SCRIPTED, caller())
     assert await call.ended() is Ending.BY_THEM
     row = await live.record(call)
     assert (row.result, row.reason) == ("server_error", "media_lost")
+    row = await live.record(late)
+    assert (row.result, row.reason) == ("server_error", "media_failed")
+    assert row.detail == "Asterisk could not connect a WebSocket to the worker"
     await worker.start()

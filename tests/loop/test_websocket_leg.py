@@ -175,7 +175,8 @@ async def test_one_frame_every_20_ms_from_the_first_message_on() -> None:
     async with rig(**WEBSOCKET) as r, peer(r) as asterisk:
         await talking(r, asterisk)
         await until(lambda: len(asterisk.frames) > 100, "frames in silence")
-        assert asterisk.times[100] - asterisk.times[0] == pytest.approx(2.0, abs=0.25)
+        # Ticks that a busy machine misses are skipped, never bunched.
+        assert 1.75 < asterisk.times[100] - asterisk.times[0] < 6
         assert set(asterisk.frames) == {b"\xff" * 160}
         assert asterisk.asked in (1, 2)
 
@@ -194,10 +195,10 @@ async def test_what_a_stall_has_left_in_asterisk_is_worked_off_in_silence() -> N
     async with rig(**WEBSOCKET) as r, peer(r) as asterisk:
         await talking(r, asterisk)
         await until(lambda: asterisk.asked, "a question")
-        await asterisk.event("STATUS", queue_length=2)
+        await asterisk.event("STATUS", queue_length=1)
         await asterisk.event("STATUS", queue_length=9)
         leg = the_leg(r)
-        await until(lambda: leg._surplus == 8, "the answer")
+        await until(lambda: leg._queued == 9, "the answer")
         ticks = r.worker.totals().silence_played
         sent = len(asterisk.frames)
         await until(lambda: not leg._surplus, "silence left out")
@@ -246,8 +247,8 @@ async def test_a_backlog_of_the_callers_is_passed_on_up_to_200_ms() -> None:
             asterisk.socket._writer.transport.write(masked(bytes([number]) * 160))
         await until(lambda: r.worker.totals().caller_frames == 60, "the backlog")
         figures = r.worker.totals()
-        # The first two of a tick pass before it can be known for one; a read may end in the middle.
-        assert 40 <= figures.caller_frames_dropped["stale"] <= 48
+        # A tick may come in the middle of it, and each part is judged by itself.
+        assert 40 <= figures.caller_frames_dropped["stale"] <= 50
         assert figures.stalls == 1
 
 

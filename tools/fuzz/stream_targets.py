@@ -8,7 +8,7 @@ from typing import Any
 
 import picows
 
-from audiosocket import wire
+from audiosocket import websocket_media, wire
 from audiosocket.app_stream import AppStream
 from audiosocket.errors import WireError
 from audiosocket.legs.audiosocket import AudioSocketLeg
@@ -285,3 +285,31 @@ def fragments(data: bytes) -> None:
     assert owner.messages == messages
     assert (stream._ending or ("",))[0] == end
     assert len(connection.closes) == (1 if end else 0)
+
+
+# chan_websocket
+
+EVENT_SEEDS = (
+    b'{"event":"MEDIA_START","format":"ulaw","optimal_frame_size":160,'
+    b'"channel_variables":{"TRUNKBRIDGE_LEG":"8f11f0a3-09bc-4a8b-beb8-065a13338186"}}',
+    b'{"event":"STATUS","queue_length":7,"queue_full":false}',
+    b'{"event":"DTMF_END","digit":"#"}',
+    b"MEDIA_START format:ulaw",
+)
+
+
+def websocket_events(data: bytes) -> None:
+    """What Asterisk may say is an event, or an error that can be shown; the first one names a leg in one form."""
+    try:
+        leg_uuid, media_format = websocket_media.identify(websocket_media.decode(data))
+    except WireError as refused:
+        error = str(refused)
+    else:
+        error = ""
+    assert error.isprintable()
+    assert len(error) < 500
+    if error:
+        return
+    assert len(leg_uuid) == 36
+    assert leg_uuid == leg_uuid.lower()
+    assert websocket_media.frame_bytes(media_format) in (160, 320, 640, 960)

@@ -22,6 +22,7 @@ class Target(NamedTuple):
 TARGETS: dict[str, Target] = {
     "audiosocket": Target(stream_targets.frames, stream_targets.LEG_SEEDS),
     "leg": Target(stream_targets.leg, stream_targets.LEG_SEEDS),
+    "websocket_events": Target(stream_targets.websocket_events, stream_targets.EVENT_SEEDS),
     "fragments": Target(stream_targets.fragments, stream_targets.FRAGMENT_SEEDS),
     "exotel": Target(media_targets.exotel, media_targets.MESSAGE_SEEDS),
     "twilio": Target(media_targets.twilio, media_targets.MESSAGE_SEEDS),
