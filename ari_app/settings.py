@@ -163,6 +163,9 @@ class ControllerSettings(Settings):
     """How long a call spec waits for its media leg."""
     lease_seconds: Annotated[float, Field(ge=5, le=600)] = 30.0
     """A lease that nobody renews ends after this time."""
+    leg_hold_seconds: Annotated[float, Field(ge=0, le=60)] = 5.0
+    """How long a call is held whose media leg is lost while both ends live, for another one to take its place; 0: it
+    ends with its leg."""
 
 
 class Config(NodeSettings):

@@ -12,6 +12,7 @@ from audiosocket.app_stream import AppStream, Dialler
 from audiosocket.breaker import Outcome
 from audiosocket.breakers import BreakerDesk, Permit
 from audiosocket.callspec import CallNotice, CallSpec, EndReason, NoticeEvent, masked_url
+from audiosocket.clock import Clock
 from audiosocket.dialects import open_dialect
 from audiosocket.dialects.base import Dialect
 from audiosocket.durations import TurnTimes
@@ -36,6 +37,7 @@ class CallServices:
     """What the calls of a worker share."""
 
     worker_id: str
+    clock: Clock
     dialler: Dialler
     http: PlatformHttp
     recordings: Recordings | None
@@ -46,6 +48,8 @@ class CallServices:
     """By application."""
     notify: Callable[[CallSpec, CallNotice], None]
     """Tells the controller. Returns at once."""
+    reachable: Callable[[], bool]
+    """Whether the controller can be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class LegEvents:
     """What a stage shares with its call."""
 
     over: tuple[asyncio.Future[None], asyncio.Future[Ending]]
-    """Done when the leg is closed, and when the call is to stop."""
+    """Done when the leg is gone for good, and when the call is to stop."""
     note: Callable[[str, dict[str, Any]], None]
     """Adds to the call's story."""
     notify: Callable[[NoticeEvent, str], None]

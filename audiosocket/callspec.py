@@ -200,6 +200,11 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     callback_url: str = ""
     """Where the platform tells about the stream's end: Exotel's Passthru, Twilio's statusCallback."""
     recording: bool = False
+    leg_hold_seconds: float = 0.0
+    """How long the call is held when its leg is lost, for another one to come; 0: it ends with its leg."""
+    leg_number: int = 0
+    """Over 0: this leg takes the place of an earlier one of the call, whose session goes on. Of the call the spec then
+    says no more than who it is."""
     next: CallSpec | None = None
     """Takes over on the same media leg when the application has ended the stream."""
     arrived_at_ms: int = 0
@@ -263,6 +268,10 @@ class MediaFigures(msgspec.Struct, kw_only=True):
     """From the INVITE to the first frame of the caller's audio sent to the application; -1: none."""
     stalls: int = 0
     """Times that this process or the way to Asterisk stood still for 60 ms or more."""
+    legs_replaced: int = 0
+    """Times that another leg took the place of one that was lost."""
+    leg_gap_ms: int = 0
+    """Time without a leg before another one came, all together."""
     delay_recovered_ms: int = 0
     """Delay of stalls that was worked off (see docs/media-leg.md)."""
     turns: int = 0
@@ -289,6 +298,7 @@ class CallReport(msgspec.Struct, frozen=True, kw_only=True):
 
     call_id: str
     leg_uuid: str
+    """Of the call's first leg."""
     worker_id: str
     reason: EndReason
     detail: str = ""
@@ -308,7 +318,7 @@ class CallReport(msgspec.Struct, frozen=True, kw_only=True):
 DIGITS = re.compile(r"[0-9*#A-D]{1,32}")
 """What a caller may be sent at once: keys of a telephone."""
 
-NoticeEvent = Literal["attached", "connected", "speaking", "digits"]
+NoticeEvent = Literal["attached", "connected", "speaking", "digits", "leg_lost"]
 
 
 class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,9 +328,11 @@ class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
     leg_uuid: str
     event: NoticeEvent
     """`attached`: the RTP leg is open; `connected`: the application's stream is, or what stands in for it is heard;
-    `speaking`: it has sent its first audio (a prompt is both at once); `digits`: it wants `digits` sent to the caller.
-    """
+    `speaking`: it has sent its first audio (a prompt is both at once); `digits`: it wants `digits` sent to the caller;
+    `leg_lost`: leg `leg_number` is gone, and the call is held for another one, in `media_format`."""
     digits: str = ""
+    leg_number: int = 0
+    media_format: MediaFormat = MediaFormat.ULAW
     at_ms: int
 
 
@@ -328,9 +340,12 @@ class LegOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What a controller asks of the worker that carries a leg."""
 
     leg_uuid: str
-    order: Literal["release", "open", "digits", "end"]
-    """`release`: the caller has been answered and is bridged. For RTP legs besides, which Asterisk itself says nothing
-    about: `open`: Asterisk sends from `remote`, in `media_format`; `digits`: the caller pressed `digits`; `end`."""
+    """Of the call's first leg, but for `open`: of the leg that is to be opened."""
+    order: Literal["release", "open", "digits", "lost", "end"]
+    """`release`: the caller has been answered and is bridged. `lost`: Asterisk's end of leg `leg_number` is gone, and
+    the call goes on. `end`: the call is over. For RTP legs besides, which Asterisk itself says nothing about: `open`:
+    Asterisk sends from `remote`, in `media_format`; `digits`: the caller pressed `digits`."""
+    leg_number: int = 0
     remote: str = ""
     """`IP:PORT`, IPv6 in brackets."""
     media_format: MediaFormat = MediaFormat.ULAW

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from audiosocket.app_stage import AppStage, CallServices, LegEvents
+from audiosocket.call_legs import CallLegs
 from audiosocket.callspec import (
     CallNotice,
     CallReport,
@@ -37,7 +38,7 @@ from audiosocket.wire import FRAME_MS
 
 MAX_MILESTONES = 200
 """Bound of a call's story: an application that clears ten times a second must not fill the store."""
-_REPEATED = ("clear", "dtmf", "dtmf_unheard", "digits_to_caller")
+_REPEATED = ("clear", "dtmf", "dtmf_unheard", "digits_to_caller", "leg_replaced")
 """What may come without end, and is told up to that bound. The others have bounds of their own and are always told: a
 call that has been cleared for an hour fails like any other."""
 TAIL_SECONDS = 0.1
@@ -47,12 +48,11 @@ log = structlog.get_logger(__name__)
 
 
 class MediaCall:
-    """The life of one media leg. `run` never raises, except for its own cancellation."""
+    """One call from its first media leg on. `run` never raises, except for its own cancellation."""
 
     def __init__(self, leg: MediaLeg, spec: CallSpec, services: CallServices) -> None:
         self.spec = spec
         self.end_reason = EndReason.WORKER_STOPPED
-        self._leg = leg
         self._services = services
         self._stages = Stages(spec)
         self._stage: AppStage | None = None
@@ -67,7 +67,10 @@ class MediaCall:
         self._setup_caller_ms = -1
         self._milestones: list[Milestone] = []
         self._stopping: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._events = LegEvents((leg.closed, self._stopping), self._note, self._notify)
+        self._legs = CallLegs(
+            leg, spec, services.clock, services.reachable, lambda: self._notify("leg_lost", ""), self._note
+        )
+        self._events = LegEvents((self._legs.gone, self._stopping), self._note, self._notify)
         self._log = log.bind(call_id=spec.call_id, application=spec.application)
 
     def stop(self, reason: EndReason, detail: str = "") -> None:
@@ -76,15 +79,21 @@ class MediaCall:
             self._stopping.set_result(Ending(reason, detail))
 
     def order(self, order: LegOrder) -> None:
-        """What the controller wants of this leg."""
+        """What the controller wants of this call."""
         session = self._session
         if order.order == "end":
-            self._leg.hangup("leg_closed", "the controller said so")
+            self._legs.end()
+        elif order.order == "lost":
+            self._legs.lose(order.leg_number)
         elif order.order == "release" and session is not None:
             session.release()
         elif order.order == "digits" and session is not None:
             for digit in order.digits:
                 session.digit(digit)
+
+    def attach(self, leg: MediaLeg, spec: CallSpec) -> str:
+        """Another leg takes the place of a lost one. Returns why it is refused, or nothing."""
+        return self._legs.attach(leg, spec)
 
     def attached(self) -> None:
         """Tells the controller that the leg is open, where Asterisk does not show it."""
@@ -104,8 +113,7 @@ class MediaCall:
             reason, detail = ending.reason, ending.detail
             self.end_reason = reason
             self._note("ended", {"reason": reason.value, "detail": detail})
-            self._leg.hangup(self._leg.end_reason, self._leg.end_detail)
-            self._leg.session = None
+            self._legs.close()
             if self._recording is not None:
                 self._recording.close()
             if self._session is not None:
@@ -154,7 +162,7 @@ class MediaCall:
     def counters(self) -> MediaFigures:
         """What has been carried so far, without times and peaks."""
         figures = MediaFigures() if self._session is None else self._session.counters()
-        self._leg.add_figures(figures)
+        self._legs.add_figures(figures)
         return figures
 
     def figures(self) -> MediaFigures:
@@ -164,7 +172,7 @@ class MediaCall:
         figures.first_audio_ms = self._first_audio_ms
         figures.setup_app_ms = self._setup_app_ms
         figures.setup_caller_ms = self._setup_caller_ms
-        self._leg.add_figures(figures)
+        self._legs.add_figures(figures)
         return figures
 
     def status(self) -> dict[str, Any]:
@@ -176,6 +184,7 @@ class MediaCall:
             "url": masked_url(self.spec.url if stage is None else stage.spec.url),
             "seconds": round((now_ms() - self._started_ms) / 1000, 1),
             "connected": stage is not None and stage.opened,
+            "leg_lost": self._legs.held,
             "playout_ms": 0 if self._session is None else self._session.playout.depth_ms,
             "pending_marks": 0 if self._session is None else self._session.playout.pending_marks,
         }
@@ -209,7 +218,7 @@ class MediaCall:
         session = self._session
         if session is None:
             session = self._session = Session(spec, dialect, _nowhere, self._note, times, self._notify)
-            self._leg.session = session
+            self._legs.carry(session)
         else:
             event = "fallback_started" if step.fallback else "next_started"
             self._note(event, {"application": spec.application, "after": before.reason.value if before else ""})
@@ -278,13 +287,19 @@ class MediaCall:
         self._note("recording_ended", {"reason": reason, "detail": detail})
 
     def _leg_ending(self) -> Ending:
-        if self._leg.closed.done():
-            return Ending(EndReason(self._leg.end_reason), self._leg.end_detail)
+        if self._legs.gone.done():
+            return Ending(EndReason(self._legs.end_reason), self._legs.end_detail)
         return self._stopping.result()
 
     def _notify(self, event: NoticeEvent, digits: str) -> None:
         notice = CallNotice(
-            call_id=self.spec.call_id, leg_uuid=self.spec.leg_uuid, event=event, digits=digits, at_ms=now_ms()
+            call_id=self.spec.call_id,
+            leg_uuid=self.spec.leg_uuid,
+            event=event,
+            digits=digits,
+            leg_number=self._legs.number,
+            media_format=self.spec.media_format,
+            at_ms=now_ms(),
         )
         self._services.notify(self.spec, notice)
 

@@ -54,6 +54,12 @@ class WorkerCollector(Collector):
             "Frames from Asterisk that the network lost.",
             totals.caller_frames_lost,
         )
+        yield CounterMetricFamily(
+            "trunkbridge_media_legs_replaced", "Lost media legs whose place another took.", totals.legs_replaced
+        )
+        yield CounterMetricFamily(
+            "trunkbridge_media_leg_gap_seconds", "Time of calls without a leg.", totals.leg_gap_ms / 1000
+        )
         if worker.rtp is not None:
             yield CounterMetricFamily(
                 "trunkbridge_media_rtp_strangers", "RTP packets from where no leg is.", worker.rtp.strangers

@@ -18,7 +18,7 @@ from audiosocket import __version__
 from audiosocket.app_stage import CallServices
 from audiosocket.app_stream import Dialler
 from audiosocket.breakers import BreakerDesk
-from audiosocket.callspec import HEARTBEAT_SECONDS, EndReason, LegOrder, MediaFigures, WorkerInfo
+from audiosocket.callspec import HEARTBEAT_SECONDS, CallSpec, EndReason, LegOrder, MediaFigures, WorkerInfo
 from audiosocket.clock import Clock, now_ms
 from audiosocket.durations import TurnTimes
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
@@ -120,6 +120,7 @@ class Worker:
         self.breakers = BreakerDesk(source.breakers)
         self._services = CallServices(
             worker_id=options.worker_id,
+            clock=self.clock,
             dialler=Dialler(),
             http=self.http,
             recordings=self.recordings,
@@ -127,6 +128,7 @@ class Worker:
             breakers=self.breakers,
             turn_times=lambda application: self.turn_times.setdefault(application, TurnTimes()),
             notify=source.notify,
+            reachable=lambda: bool(self._announced),
         )
 
     @property
@@ -251,6 +253,9 @@ class Worker:
         if isinstance(leg, WebSocketLeg) and leg.media_format is not spec.media_format:
             self._refuse(leg, "format")
             return
+        if spec.leg_number:
+            self._take_place(leg, spec)
+            return
         if len(self.calls) >= self.capacity or spec.call_id in self.calls:
             self._refuse(leg, "full" if spec.call_id not in self.calls else "duplicate")
             return
@@ -269,6 +274,15 @@ class Worker:
             self.ended[reason] = self.ended.get(reason, 0) + 1
             self._carried.append(spec.call_id)
             del self.calls[spec.call_id]
+
+    def _take_place(self, leg: MediaLeg, spec: CallSpec) -> None:
+        """A leg for a call that has had one."""
+        call = self.calls.get(spec.call_id)
+        why = "not_held" if call is None else call.attach(leg, spec)
+        if why:
+            self._refuse(leg, why)
+        elif call is not None and isinstance(leg, RtpLeg):
+            call.attached()
 
     def _order(self, order: LegOrder) -> None:
         if order.order == "open":

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from msgspec.structs import replace
 
@@ -33,6 +33,7 @@ from audiosocket.callspec import (
     LegOrder,
     MediaFigures,
     Milestone,
+    NoticeEvent,
     WorkerInfo,
 )
 from audiosocket.runtime.config import validate
@@ -160,6 +161,12 @@ class Neighbours:
     reports: bool = True
     """Whether the worker reports when a leg ends."""
     report_reason: EndReason = EndReason.LEG_CLOSED
+    holds: bool = False
+    """Whether the worker holds a call whose leg is lost."""
+    lost: set[str] = field(default_factory=set)
+    """Calls that are held, by the UUID of their first leg."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """Of the leg that each call has, or had last."""
     starts_media: bool = True
     """Whether a media channel enters the application."""
     starts_snoop: bool = True
@@ -223,8 +230,30 @@ class Neighbours:
             if identifier in self.subscribed or kind_of(identifier) is Kind.MEDIA:
                 self.emit(ChannelDestroyed(**about, cause=cause, cause_txt="x"))
         leg = None if self.rtp else self.legs.pop(identifier, None)
-        if leg is not None and self.reports:
+        if leg is not None and self.holds:
+            self.lose(leg)
+        elif leg is not None and self.reports:
             self.report(leg)
+
+    def lose(self, leg: str) -> None:
+        """The worker has lost a leg, and waits for another one."""
+        first = self.first_leg(leg)
+        if self.numbers.get(first, 0) == self.specs[leg].leg_number:
+            self.lost.add(first)
+            self.notice(first, "leg_lost")
+
+    def first_leg(self, leg: str) -> str:
+        """The call's name to its worker."""
+        call_id = self.specs[leg].call_id
+        return next(uuid for uuid, spec in self.specs.items() if spec.call_id == call_id)
+
+    def take(self, leg: str) -> None:
+        """The worker has a leg."""
+        number = self.specs[leg].leg_number
+        if number:
+            first = self.first_leg(leg)
+            self.numbers[first] = number
+            self.lost.discard(first)
 
     def report(self, leg: str, reason: EndReason | None = None, **more: Any) -> None:
         """The worker reports the end of a leg."""
@@ -237,10 +266,19 @@ class Neighbours:
         self.destroy(self.media)
         self.report(leg, reason, **more)
 
-    def notice(self, leg: str, event: Literal["attached", "connected", "speaking", "digits"], digits: str = "") -> None:
+    def notice(self, leg: str, event: NoticeEvent, digits: str = "") -> None:
         """The worker tells something of a leg that goes on."""
         spec = self.specs[leg]
-        told = CallNotice(call_id=spec.call_id, leg_uuid=leg, event=event, digits=digits, at_ms=0)
+        first = self.first_leg(leg)
+        told = CallNotice(
+            call_id=spec.call_id,
+            leg_uuid=first,
+            event=event,
+            digits=digits,
+            leg_number=self.numbers.get(first, 0),
+            media_format=spec.media_format,
+            at_ms=0,
+        )
         asyncio.get_running_loop().call_soon(self.controller.on_notice, told)
 
     @staticmethod
@@ -369,6 +407,7 @@ class Neighbours:
             assert leg_uuid in self.specs, "the worker must find the spec when Asterisk dials it"
             self.channels[identifier] = channel(identifier)
             self.legs[identifier] = leg_uuid
+            self.take(leg_uuid)
             if self.starts_media:
                 self.emit(StasisStart(**self._about(identifier), args=[leg_uuid]))
             if self.specs[leg_uuid].held and self.first_word:
@@ -488,11 +527,19 @@ class Neighbours:
             leg = order.leg_uuid
             if order.order == "open" and self.opens_legs and self.hears_orders:
                 assert order.remote == MEDIA_ADDRESS
+                self.take(leg)
                 self.notice(leg, "attached")
                 if self.specs[leg].held and self.first_word:
                     self.notice(leg, cast(Any, self.first_word))
-            if order.order == "end" and leg in self.legs.values() and self.hears_orders:
-                self.legs = {media: known for media, known in self.legs.items() if known != leg}
+            if order.order == "lost" and self.holds and self.hears_orders:
+                self.legs = {media: known for media, known in self.legs.items() if self.first_leg(known) != leg}
+                if leg not in self.lost or self.numbers.get(leg, 0) <= order.leg_number:
+                    self.lost.add(leg)
+                    self.notice(leg, "leg_lost")
+            carried = [media for media, known in self.legs.items() if self.first_leg(known) == leg]
+            if order.order == "end" and (carried or leg in self.lost) and self.hears_orders:
+                self.legs = {media: known for media, known in self.legs.items() if media not in carried}
+                self.lost.discard(leg)
                 if self.reports:
                     self.report(leg)
             return self.hears_orders
@@ -500,7 +547,8 @@ class Neighbours:
         return bool(await self._step("send_order", effect))
 
     async def workers(self) -> list[WorkerInfo]:
-        return [WORKER] if self.alive else []
+        await self._step("workers")
+        return [replace(WORKER, rtp_port=9292 if self.rtp else 0)] if self.alive else []
 
     async def put_spec(self, spec: CallSpec) -> None:
         def effect() -> None:

@@ -7,6 +7,8 @@ call that forks goes another way, in `FORKS`.
     from PLACING to TALKING: the media leg goes -> REPORTING -> (CONTINUING ->) ENDING -> ENDED
                              anything else ends it --------------------------> ENDING
 
+    TALKING or REPORTING: the leg is lost, the worker waits -> BROKEN -> REPLACING -> REJOINING -> TALKING
+
     ATTACHING or PICKING_UP -> FORKING -> BRIDGING -> CONTINUING -> FORKED -> (UNFORKING -> PARTED ->) ENDING   a fork
 
 A call is **placed** when it holds a lease on a media worker and its call spec is in Redis; **attached** when the media
@@ -14,6 +16,10 @@ channel has entered Stasis; **talking** when caller and media are in one bridge.
 been answered; with the media attached he is **awaiting** the application's first word. When the media leg has gone the
 call is **reporting** until the worker has told why, which decides whether the caller is hung up or **continuing** in
 the dialplan.
+
+A call is **broken** when its leg is lost while both ends live: the worker holds its session. **Replacing** it, another
+media channel is made, which is put into the bridge: **rejoining**. That may happen again and again; whoever makes the
+legs (`ari_app.call.replacing`) says when it is enough.
 
 A call **forks** when its application listens to the caller while he goes on in the dialplan: a snoop channel takes his
 place in the bridge. He is **forked** while the stream lives, **parted** from it when it has ended and he goes on alone.
@@ -46,6 +52,9 @@ class State(StrEnum):
     BRIDGING = "bridging"
     TALKING = "talking"
     REPORTING = "reporting"
+    BROKEN = "broken"
+    REPLACING = "replacing"
+    REJOINING = "rejoining"
     CONTINUING = "continuing"
     FORKED = "forked"
     UNFORKING = "unforking"
@@ -82,6 +91,11 @@ class Trigger(StrEnum):
     CALLER_LEFT = "caller_left"
     """His channel has left our application, whether it lives or not."""
     MEDIA_GONE = "media_gone"
+    LEG_LOST = "leg_lost"
+    """The worker's end of the leg is gone, and it waits for another one."""
+    REPLACE_DUE = "replace_due"
+    GIVEN_UP = "given_up"
+    """No more legs are made for this call."""
     SNOOP_GONE = "snoop_gone"
     HANGUP_ORDERED = "hangup_ordered"
     SETUP_TIMEOUT = "setup_timeout"
@@ -118,7 +132,11 @@ class Action(StrEnum):
     RELEASE = "release"
     """Tell the worker of a held leg that the caller is there."""
     INQUIRE = "inquire"
-    """Find out whether the report came before the media channel went."""
+    """Find out whether the report came before the media channel went, and tell the worker that it went."""
+    REPLACE = "replace"
+    """Have another media channel made for the session that the worker holds."""
+    REJOIN = "rejoin"
+    """Put it into the bridge."""
     CONTINUE = "continue"
     """Hand the caller to the dialplan."""
     DETACH = "detach"
@@ -134,8 +152,13 @@ class Action(StrEnum):
 AWAY = frozenset({State.FORKED, State.UNFORKING, State.PARTED})
 """The caller is in the dialplan, and his call still ours to watch."""
 
+HELD = (State.BROKEN, State.REPLACING, State.REJOINING)
+"""The worker holds the session of a call that has no leg, to our knowledge."""
+
 _ENDING = (State.ENDING, (Action.TEAR_DOWN,))
 _GOING_ON = (State.CONTINUING, (Action.CONTINUE,))
+_INQUIRING = (State.REPORTING, (Action.INQUIRE,))
+_BROKEN: tuple[State, tuple[Action, ...]] = (State.BROKEN, ())
 _SNOOPING = (State.FORKING, (Action.SNOOP,))
 _STREAM_OVER = (State.UNFORKING, (Action.DETACH,))
 _PARTED = (State.PARTED, (Action.GIVE_BACK,))
@@ -169,6 +192,14 @@ TABLE: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
     (State.BRIDGING, Trigger.BRIDGE_FAILED): _ENDING,
     (State.REPORTING, Trigger.REPORTED): _ENDING,
     (State.REPORTING, Trigger.GOES_ON): _GOING_ON,
+    (State.TALKING, Trigger.LEG_LOST): _BROKEN,
+    (State.REPORTING, Trigger.LEG_LOST): _BROKEN,
+    (State.BROKEN, Trigger.REPLACE_DUE): (State.REPLACING, (Action.REPLACE,)),
+    (State.REPLACING, Trigger.MEDIA_STARTED): (State.REJOINING, (Action.REJOIN,)),
+    (State.REPLACING, Trigger.MEDIA_FAILED): _BROKEN,
+    (State.REPLACING, Trigger.GIVEN_UP): _INQUIRING,
+    (State.REJOINING, Trigger.BRIDGED): (State.TALKING, ()),
+    (State.REJOINING, Trigger.BRIDGE_FAILED): _BROKEN,
     (State.CONTINUING, Trigger.CONTINUED): _ENDING,
     (State.CONTINUING, Trigger.CONTINUE_FAILED): _ENDING,
     (State.FORKING, Trigger.SNOOP_STARTED): (State.BRIDGING, (Action.BRIDGE,)),
@@ -194,6 +225,9 @@ TIMERS: dict[State, Trigger] = {
     State.BRIDGING: Trigger.SETUP_TIMEOUT,
     State.TALKING: Trigger.TIME_LIMIT,
     State.REPORTING: Trigger.REPORT_TIMEOUT,
+    State.BROKEN: Trigger.REPLACE_DUE,
+    State.REPLACING: Trigger.MEDIA_FAILED,
+    State.REJOINING: Trigger.BRIDGE_FAILED,
     State.CONTINUING: Trigger.CONTINUE_FAILED,
     State.FORKED: Trigger.TIME_LIMIT,
     State.UNFORKING: Trigger.END_TIMEOUT,
@@ -209,7 +243,12 @@ for _state, _timer in TIMERS.items():
         if _state not in AWAY:
             TABLE[_state, Trigger.CALLER_LEFT] = _ENDING
 for _state in (*_SETTING_UP, State.TALKING):
-    TABLE[_state, Trigger.MEDIA_GONE] = (State.REPORTING, (Action.INQUIRE,))
+    TABLE[_state, Trigger.MEDIA_GONE] = _INQUIRING
+for _state in (State.REPLACING, State.REJOINING):
+    TABLE[_state, Trigger.MEDIA_GONE] = TABLE[_state, Trigger.LEG_LOST] = _BROKEN
+for _state in HELD:
+    TABLE[_state, Trigger.REPORTED] = _ENDING
+    TABLE[_state, Trigger.GOES_ON] = _GOING_ON
 
 FORKS: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
     (State.ATTACHING, Trigger.MEDIA_STARTED): _SNOOPING,
@@ -236,6 +275,7 @@ LATE: frozenset[Trigger] = frozenset(
         Trigger.CALLER_GONE,
         Trigger.CALLER_LEFT,
         Trigger.MEDIA_GONE,
+        Trigger.LEG_LOST,
         Trigger.MEDIA_STARTED,
         Trigger.SNOOP_STARTED,
         Trigger.SNOOP_GONE,

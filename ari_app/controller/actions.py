@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
+from msgspec.structs import replace
 
 from ari_app.applications import ApplicationSettings
 from ari_app.ari.client import AriClient
@@ -24,6 +25,7 @@ from ari_app.call.ending import GONE_UNSEEN
 from ari_app.call.fork import said
 from ari_app.call.machine import AWAY, State, Trigger
 from ari_app.call.onward import Onward
+from ari_app.call.replacing import Replacements
 from ari_app.call.routing import Admission
 from ari_app.controller.rtp_leg import RtpLeg
 from ari_app.controller.spec import call_spec
@@ -48,6 +50,8 @@ from audiosocket.callspec import LegOrder, MediaFormat, WorkerInfo
 if TYPE_CHECKING:
     from ari_app.controller.actor import CallActor
 
+TELL_SECONDS = 0.05
+"""How long a media channel is kept for its worker to be told that the call is over."""
 _HAS_MEDIA = frozenset({State.AWAITING, State.PICKING_UP, State.FORKING, State.BRIDGING, State.TALKING}) | AWAY
 
 log = structlog.get_logger(__name__)
@@ -65,6 +69,8 @@ class Message:
     """The ending's reason, where the trigger alone does not say it."""
     destroyed: ChannelId | None = None
     """This channel is gone for good."""
+    media: ChannelId | None = None
+    """The media channel that this is about, which may be that of an earlier leg; None: it is about no certain one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,9 @@ class CallActions:
         call_id = CallId(story.row.call_id)
         self.caller_channel = caller_channel
         self.media_channel: ChannelId = media_channel_id(services.node, call_id, 0)
+        self.earlier_media: set[ChannelId] = set()
+        """Media channels of lost legs that live, to our knowledge."""
+        self.replacements = Replacements(0.0 if forks else services.settings.leg_hold_seconds)
         self.snoop_channel: ChannelId = snoop_channel_id(services.node, call_id)
         self.bridge: BridgeId = bridge_id(services.node, call_id)
         self.media_started = state in _HAS_MEDIA
@@ -126,6 +135,8 @@ class CallActions:
 
     def destroyed(self, channel: ChannelId | None) -> None:
         """One of the channels is gone for good."""
+        if channel is not None:
+            self.earlier_media.discard(channel)
         self.caller_live = self.caller_live and channel != self.caller_channel
         self.media_live = self.media_live and channel != self.media_channel
         self.snoop_live = self.snoop_live and channel != self.snoop_channel
@@ -144,7 +155,7 @@ class CallActions:
 
     def awaits(self, state: State) -> bool:
         """Whether something has yet to go before a call is over, or a fork's stream; true in all other states."""
-        stream = self.media_live or self.snoop_live or self.report_due
+        stream = self.media_live or self.snoop_live or self.report_due or bool(self.earlier_media)
         match state:
             case State.ENDING:
                 return self.caller_live or stream
@@ -166,7 +177,8 @@ class CallActions:
                 seconds = self._services.settings.spec_seconds
                 applications = self._services.applications
                 spec = call_spec(row, admission, self._leg_uuid, created_ms, seconds, applications, os.urandom)
-                await self._services.present.put_spec(spec)
+                hold_seconds = 0.0 if self._forks else self._services.settings.leg_hold_seconds
+                await self._services.present.put_spec(replace(spec, leg_hold_seconds=hold_seconds))
             finally:
                 await asyncio.gather(subscribed, return_exceptions=True)
             subscribed.result()
@@ -208,9 +220,15 @@ class CallActions:
         self._story.update(state=state.value, answered_at=now())
         return Message(Trigger.ANSWERED)
 
-    async def attach(self, actor: CallActor, media_format: MediaFormat) -> Message | None:
+    async def attach(
+        self, actor: CallActor, media_format: MediaFormat, leg_uuid: LegUuid | None = None
+    ) -> Message | None:
         """Creates the media channel: RTP where the worker takes it and the format is G.711, a WebSocket where it
-        takes that, otherwise AudioSocket."""
+        takes that, otherwise AudioSocket.
+
+        `leg_uuid`: of a further leg than the call's first.
+        """
+        leg_uuid = leg_uuid or self._leg_uuid
         worker = self._worker
         assert worker is not None
         host = f"[{worker.host}]" if ":" in worker.host else worker.host
@@ -228,7 +246,7 @@ class CallActions:
             port, create = worker.port, ari.external_media
         try:
             created = await create(
-                self.media_channel, host=f"{host}:{port}", leg_uuid=self._leg_uuid, media_format=media_format.value
+                self.media_channel, host=f"{host}:{port}", leg_uuid=leg_uuid, media_format=media_format.value
             )
         except (AriMalformed, AriUnavailable) as error:
             self.report_due = not by_rtp
@@ -237,7 +255,7 @@ class CallActions:
             self.media_live = self.report_due = False
             return Message(Trigger.MEDIA_FAILED, detail=str(error))
         if isinstance(created, tuple):
-            return await self._open_leg(created[1], media_format)
+            return await self._open_leg(leg_uuid, created[1], media_format)
         return None  # its StasisStart is what counts
 
     async def snoop(self, actor: CallActor) -> Message | None:
@@ -256,9 +274,9 @@ class CallActions:
             return Message(Trigger.SNOOP_FAILED, detail=str(error))
         return None  # its StasisStart is what counts
 
-    async def _open_leg(self, remote: str, media_format: MediaFormat) -> Message | None:
+    async def _open_leg(self, leg_uuid: LegUuid, remote: str, media_format: MediaFormat) -> Message | None:
         try:
-            if await self.rtp_leg.open(remote, media_format):
+            if await self.rtp_leg.open(leg_uuid, remote, media_format):
                 return None  # its notice that the leg is open is what counts
         except StoreUnavailable as error:
             return Message(Trigger.MEDIA_FAILED, detail=str(error))  # it may have heard
@@ -266,8 +284,8 @@ class CallActions:
         return Message(Trigger.MEDIA_FAILED, detail="the worker does not hear orders")
 
     async def end_leg(self) -> None:
-        """Tells the worker of an RTP leg that it is over."""
-        if self.rtp_leg.used and self.report_due:
+        """Tells the worker that the call is over, where it does not learn that from the leg's end."""
+        if self.report_due and (self.rtp_leg.used or self.replacements.holds):
             await self.rtp_leg.end()
 
     async def _send_order(self, order: LegOrder) -> bool:
@@ -291,6 +309,7 @@ class CallActions:
             self.listening = True
             return Message(Trigger.BRIDGED)
         self._story.update(state=State.TALKING.value, connected_at=now())
+        self.replacements.carries(time.monotonic())
         return Message(Trigger.BRIDGED)
 
     async def release(self) -> None:
@@ -360,12 +379,14 @@ class CallActions:
             (self.caller_channel, self.caller_live, Trigger.CALLER_GONE),
             (self.media_channel, self.media_live, Trigger.MEDIA_GONE),
             (self.snoop_channel, self.snoop_live, Trigger.SNOOP_GONE),
+            *((channel, True, Trigger.MEDIA_GONE) for channel in sorted(self.earlier_media)),
         ):
             try:
                 if live:
                     await self._services.ari.get_channel(channel)
             except AriNotFound:
-                gone.append(Message(trigger, destroyed=channel))
+                media = channel if trigger is Trigger.MEDIA_GONE else None
+                gone.append(Message(trigger, destroyed=channel, media=media))
             except AriError as error:
                 self._log.warning("channel_not_looked_at", channel=channel, detail=str(error))
         return gone
@@ -376,7 +397,7 @@ class CallActions:
 
     async def tidy(self, cause: int) -> None:
         """Removes what is left in Asterisk."""
-        if self.caller_live or self.media_live or self.snoop_live:
+        if self.caller_live or self.media_live or self.snoop_live or self.earlier_media:
             self._log.error("channels_left", caller=self.caller_live, media=self.media_live, snoop=self.snoop_live)
             await self.tear_down(cause)  # once more: the first request may be what failed
         await self.remove_bridge()
@@ -409,13 +430,27 @@ class CallActions:
                 self._log.warning("hangup_failed", channel=self.caller_channel, detail=str(error))
 
     async def _hang_up_media(self) -> None:
-        await self.end_leg()
+        told = asyncio.ensure_future(self.end_leg())
+        await asyncio.gather(told, self._hang_up_legs(told))
+
+    async def _hang_up_legs(self, told: asyncio.Future[None]) -> None:
+        # The worker hears of the end before it sees the leg go; but no leg waits for a Redis that does not answer.
+        await asyncio.wait((told,), timeout=TELL_SECONDS)
         if self.media_live:
             try:
                 if not await self._services.ari.hangup(self.media_channel, missing_ok=True):
                     self.media_live = False
             except AriError as error:
                 self._log.warning("hangup_failed", channel=self.media_channel, detail=str(error))
+        await self._hang_up_earlier()
+
+    async def _hang_up_earlier(self) -> None:
+        for channel in sorted(self.earlier_media):
+            try:
+                if not await self._services.ari.hangup(channel, missing_ok=True):
+                    self.earlier_media.discard(channel)
+            except AriError as error:
+                self._log.warning("hangup_failed", channel=channel, detail=str(error))
 
     async def _hang_up_snoop(self) -> None:
         if self.snoop_live:

@@ -17,10 +17,11 @@ import structlog
 from ari_app.ari.errors import AriError, AriNotFound
 from ari_app.call import ending
 from ari_app.call.fork import Fork, fork_place
-from ari_app.call.machine import AWAY, OVER, TIMERS, Action, CallMachine, State, Trigger
+from ari_app.call.machine import AWAY, HELD, OVER, TIMERS, Action, CallMachine, State, Trigger
 from ari_app.call.onward import Onward, after_going_on, onward
 from ari_app.call.routing import Admission, NotAdmitted
-from ari_app.controller.actions import CallActions, Message, Services
+from ari_app.controller.actions import Message, Services
+from ari_app.controller.further_leg import LegActions
 from ari_app.controller.rtp_leg import CallerDigit
 from ari_app.controller.story import Story, now
 from ari_app.domain.hangup import Cause
@@ -35,6 +36,8 @@ END_SECONDS = 5.0
 """How long an ended call waits for its channels to be destroyed and for the worker's report."""
 REPORT_SECONDS = 1.0
 """How long a caller whose media leg has gone is kept for the worker's report, which takes a few ms."""
+REPLACE_SECONDS = 2.5
+"""How long another media leg may take; Asterisk tries for 2 s to connect it."""
 
 log = structlog.get_logger(__name__)
 
@@ -66,11 +69,10 @@ class CallActor:
         self._services = services
         self._story = story
         self._admission = admission
-        self._actions = CallActions(services, story, caller_channel, state, forks=forks)
+        self._actions = LegActions(services, story, caller_channel, state, forks=forks)
         self.rtp_leg = self._actions.rtp_leg
         self.caller_channel = caller_channel
         """Asterisk's id of the caller's channel; those of the others are ours, whether they exist or not."""
-        self.media_channel = self._actions.media_channel
         self.snoop_channel = self._actions.snoop_channel
         self._inbox: asyncio.Queue[_Told] = asyncio.Queue(INBOX_MESSAGES)
         self._first_word = ""
@@ -88,6 +90,16 @@ class CallActor:
                 self._setup_seconds += admission.route.answer_within_seconds
         self._deadline = self._began + self._setup_seconds
         self._log = log.bind(call_id=self.call_id, trunk=self.line)
+
+    @property
+    def media_channel(self) -> ChannelId:
+        """That of the leg that is there, or is being made."""
+        return self._actions.media_channel
+
+    @property
+    def channels(self) -> list[ChannelId]:
+        """All that the call has had, those of its lost legs included."""
+        return [self.caller_channel, self.snoop_channel, *self._actions.media_channels()]
 
     @property
     def media_started(self) -> bool:
@@ -114,7 +126,7 @@ class CallActor:
         """The media channel has entered Stasis; an RTP leg besides has to be open."""
         self._actions.media_started = True
         if self.rtp_leg.attached or not self.rtp_leg.used:
-            self._put(Message(Trigger.MEDIA_STARTED))
+            self._put(Message(Trigger.MEDIA_STARTED, media=self.media_channel))
 
     def digit(self, digit: str) -> None:
         """A key of the caller's, which AudioSocket passes on by itself."""
@@ -135,10 +147,14 @@ class CallActor:
             return
         if notice.event != "attached":
             self._put(notice)
-        elif not self.rtp_leg.attached:
+        elif not self.rtp_leg.attached and notice.leg_number == self._actions.replacements.number:
             self.rtp_leg.attached = True
             if self._actions.media_started:
-                self._put(Message(Trigger.MEDIA_STARTED))
+                self._put(Message(Trigger.MEDIA_STARTED, media=self.media_channel))
+
+    def know_leg(self, number: int | None) -> None:
+        """Of a call that is to be adopted: the last leg that Asterisk has of it; None: none."""
+        self._actions.know_leg(number)
 
     def adopt(self, max_seconds: int, caller_live: bool, media_live: bool, snoop_live: bool, by_rtp: bool) -> None:
         """Takes over a call that another controller has set up; what of it lives has just been listed."""
@@ -215,16 +231,18 @@ class CallActor:
     async def _handle(self, message: _Told) -> None:
         if isinstance(message, CallReport):
             self._take_report(message)
-            if self.machine.state is State.REPORTING:
+            if self.machine.state is State.REPORTING or self.machine.state in HELD:
                 await self._step(self._why())
             elif self.rtp_leg.used:
                 # Asterisk does not see that the worker has gone from an RTP leg.
                 await self._step(Message(Trigger.MEDIA_GONE))
         elif isinstance(message, CallerDigit):
-            if self.machine.state is State.TALKING:
+            if self._talks:
                 await self.rtp_leg.pass_digit(message.digit)
         elif isinstance(message, CallNotice):
             await self._take_notice(message)
+        elif message.media is not None and message.media != self.media_channel:
+            self._actions.destroyed(message.destroyed)  # of a leg whose place another has taken
         else:
             if message.destroyed == self.caller_channel:
                 self._caller_cause = message.cause
@@ -238,6 +256,8 @@ class CallActor:
             current, pending = pending, None
             step = self.machine.apply(current.trigger)
             if step is None:
+                if self.machine.state is State.ENDING and current.reason and self._termination is None:
+                    self._conclude(current, State.ENDING)  # it ended for a loss, and this is why there was one
                 return
             self._deadline = self._limit(step.target)
             self._conclude(current, step.source)
@@ -254,7 +274,12 @@ class CallActor:
                 assert isinstance(self._admission, Admission)
                 return self._began + self._admission.route.answer_within_seconds
             case State.TALKING:
-                return time.monotonic() + self._max_seconds
+                self._ends = self._ends or time.monotonic() + self._max_seconds
+                return self._ends
+            case State.BROKEN:
+                return self._actions.replacements.due(time.monotonic())
+            case State.REPLACING | State.REJOINING:
+                return time.monotonic() + REPLACE_SECONDS
             case State.FORKED | State.PARTED:
                 return self._ends
             case State.CONTINUING:
@@ -316,8 +341,15 @@ class CallActor:
         return Message(Trigger.REPORTED if self._onward is None else Trigger.GOES_ON)
 
     async def _take_notice(self, notice: CallNotice) -> None:
-        if notice.event == "digits":
-            if self.machine.state is State.TALKING and DIGITS.fullmatch(notice.digits):
+        if notice.event == "leg_lost":
+            # What the worker says in answer to us counts in any case; otherwise it may be about a leg before this one.
+            asked = self.machine.state is State.REPORTING
+            waits = self._report is None and self._story.row.connected_at is not None
+            if waits and (asked or notice.leg_number >= self._actions.replacements.number):
+                self._actions.lost(notice)
+                await self._step(Message(Trigger.LEG_LOST, detail=f"leg {notice.leg_number}"))
+        elif notice.event == "digits":
+            if self._talks and DIGITS.fullmatch(notice.digits):
                 await self._actions.send_digits(notice.digits)
         elif isinstance(self._admission, Admission) and self._admission.is_first_word(notice.event):
             self._first_word = notice.event
@@ -349,8 +381,13 @@ class CallActor:
                 if isinstance(self._admission, Admission) and self._admission.held:
                     await actions.release()
             case Action.INQUIRE:
-                await actions.end_leg()
-                return None if actions.report_due else self._why()
+                if not actions.report_due:
+                    return self._why()
+                await actions.inquire(talked=self._story.row.connected_at is not None)
+            case Action.REPLACE:
+                return await actions.replace(self)
+            case Action.REJOIN:
+                return await actions.rejoin()
             case Action.CONTINUE:
                 place = self._onward if self._fork is None else self._fork.place
                 assert place is not None
@@ -386,6 +423,11 @@ class CallActor:
             detail=termination.detail,
             hangup_cause=termination.hangup_cause,
         )
+
+    @property
+    def _talks(self) -> bool:
+        """Whether caller and application are connected, be it that a leg between them is just being replaced."""
+        return self.machine.state is State.TALKING or self.machine.state in HELD
 
     @property
     def _answered(self) -> bool:

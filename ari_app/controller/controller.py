@@ -35,7 +35,7 @@ from ari_app.controller.actions import Message, Services
 from ari_app.controller.actor import CallActor
 from ari_app.controller.story import Story, from_ms, report_events
 from ari_app.domain.hangup import Cause
-from ari_app.domain.ids import ChannelId, Kind, new_call_id, new_call_sid, parse
+from ari_app.domain.ids import ChannelId, Kind, is_media_of, last_legs, new_call_id, new_call_sid, parse
 from ari_app.errors import StoreUnavailable, TrunkbridgeError
 from ari_app.fleet.leases import Leases
 from ari_app.settings import Config
@@ -174,6 +174,8 @@ class Controller:
                 actor.start_media()
             elif channel.id == actor.snoop_channel:
                 actor.start_snoop()
+            elif is_media_of(channel.id, actor.call_id):
+                self._spawn(self._end_channel(channel, "its leg was given up"))
             elif actor.machine.state in AWAY:
                 why = "came back from the dialplan while an application listens to it"
                 self._spawn(self._end_channel(channel, why))
@@ -197,16 +199,17 @@ class Controller:
             return
         is_caller = channel == actor.caller_channel
         gone = Trigger.CALLER_GONE if is_caller else Trigger.MEDIA_GONE
+        media = None if is_caller else channel
         if isinstance(event, ChannelDestroyed):
             self._by_channel.pop(channel, None)
             # 0 is Asterisk's way to say that nobody gave a cause: a plain BYE of a call that was not bridged.
-            actor.tell(Message(gone, event.cause or Cause.NORMAL_CLEARING, destroyed=channel))
+            actor.tell(Message(gone, event.cause or Cause.NORMAL_CLEARING, destroyed=channel, media=media))
         elif isinstance(event, ChannelHangupRequest):
             # A soft request is ours; the destruction that follows is what counts.
             if not event.soft:
-                actor.tell(Message(gone, event.hangup_cause))
+                actor.tell(Message(gone, event.hangup_cause, media=media))
         elif isinstance(event, StasisEnd):
-            actor.tell(Message(Trigger.CALLER_LEFT if is_caller else Trigger.MEDIA_GONE))
+            actor.tell(Message(Trigger.CALLER_LEFT if is_caller else Trigger.MEDIA_GONE, media=media))
         elif isinstance(event, ChannelDtmfReceived):
             self.counts["digits"] += 1
             if is_caller:
@@ -261,7 +264,7 @@ class Controller:
                 self._unreported[actor.call_id] = actor.row
                 if len(self._unreported) > UNREPORTED_CALLS:
                     self._unreported.popitem(last=False)
-            for channel in (actor.caller_channel, actor.media_channel, actor.snoop_channel):
+            for channel in actor.channels:
                 if self._by_channel.get(channel) is actor:
                     del self._by_channel[channel]
 
@@ -297,6 +300,8 @@ class Controller:
     def on_notice(self, notice: CallNotice) -> None:
         """What a worker says of a call that goes on; of one that has ended it is of no use any more."""
         actor = self._actors.get(notice.call_id)
+        if notice.event == "leg_lost" and not self.connected.is_set():
+            return  # perhaps it is Asterisk that is gone: what is left of its calls is looked at when it is back
         if actor is not None:
             actor.notice(notice)
 
@@ -322,7 +327,8 @@ class Controller:
             if actor.caller_channel not in channels:
                 actor.tell(Message(Trigger.CALLER_GONE, reason=reason, destroyed=actor.caller_channel))
             if actor.call_id in started and actor.media_channel not in channels:
-                actor.tell(Message(Trigger.MEDIA_GONE, destroyed=actor.media_channel))
+                media = actor.media_channel
+                actor.tell(Message(Trigger.MEDIA_GONE, destroyed=media, media=media))
             if actor.call_id in snooping and actor.snoop_channel not in channels:
                 actor.tell(Message(Trigger.SNOOP_GONE, destroyed=actor.snoop_channel))
         if self._adopted:  # otherwise what belongs to no call may be a call
@@ -354,6 +360,7 @@ class Controller:
             log.error("calls_not_adopted", detail=str(error))
             return
         self._adopted = True
+        legs = last_legs(channels)
         for row in rows:
             if row.call_id in self._actors:
                 continue
@@ -363,6 +370,7 @@ class Controller:
             caller_here = channel is not None and self._is_ours(channel)
             state = self._adopted_state(row, in_dialplan=channel is not None and not caller_here)
             actor = self._start(row, caller, None, state)
+            actor.know_leg(legs.get(actor.call_id))
             for ours in (actor.media_channel, actor.snoop_channel):
                 self._register(ours, actor)
             if row.state != State.TALKING.value and caller_here:

@@ -42,9 +42,10 @@ class RtpLeg:
         self.worker_started_ms = worker.started_at_ms
         return self.used
 
-    async def open(self, remote: str, media_format: MediaFormat) -> bool:
-        """Tells the worker where Asterisk's packets come from; whether it hears. Raises `StoreUnavailable`."""
-        order = LegOrder(leg_uuid=self._leg_uuid(), order="open", remote=remote, media_format=media_format)
+    async def open(self, leg_uuid: str, remote: str, media_format: MediaFormat) -> bool:
+        """Tells the worker where Asterisk's packets of leg `leg_uuid` come from; whether it hears. Raises
+        `StoreUnavailable`."""
+        order = LegOrder(leg_uuid=leg_uuid, order="open", remote=remote, media_format=media_format)
         return await self._send(order)
 
     async def end(self) -> None:

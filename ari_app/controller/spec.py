@@ -9,7 +9,7 @@ from ari_app.applications import ApplicationSettings
 from ari_app.call.routing import Admission
 from ari_app.domain.ids import LegUuid, RandomBytes, new_call_sid
 from ari_app.store.records import CallRow
-from audiosocket.callspec import CallSpec, report_stream
+from audiosocket.callspec import CallSpec, MediaFormat, report_stream
 
 
 def call_spec(
@@ -78,6 +78,29 @@ def call_spec(
         digits_to_caller=application.digits_to_caller,
         next=following,
         arrived_at_ms=round(row.created_at.timestamp() * 1000),
+        report_stream=report_stream(row.node),
+        created_at_ms=created_ms,
+        expires_at_ms=created_ms + round(valid_seconds * 1000),
+    )
+
+
+def replacing_spec(
+    row: CallRow, leg_uuid: LegUuid, leg_number: int, media_format: MediaFormat, created_ms: int, valid_seconds: float
+) -> CallSpec:
+    """The spec of a leg that takes the place of a lost one: the worker has all that it needs of the call, and nothing
+    that is secret goes through Redis again."""
+    return CallSpec(
+        call_id=row.call_id,
+        leg_uuid=leg_uuid,
+        call_sid=row.call_sid or "",
+        stream_sid=row.stream_sid or "",
+        account_sid="",
+        application=row.application or "",
+        url="",
+        caller=row.caller or "",
+        callee=row.callee or "",
+        media_format=media_format,
+        leg_number=leg_number,
         report_stream=report_stream(row.node),
         created_at_ms=created_ms,
         expires_at_ms=created_ms + round(valid_seconds * 1000),

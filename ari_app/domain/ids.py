@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
@@ -107,6 +107,22 @@ def parse(identifier: str) -> OurId | None:
     if found["single"] is not None:
         return OurId(found["node"], Kind(found["kind"]), CallId(found["single"]), 0)
     return OurId(found["node"], Kind.MEDIA, CallId(found["media"]), int(found["attempt"]))
+
+
+def is_media_of(identifier: str, call_id: CallId) -> bool:
+    """Whether an id is that of a media channel of this call, whichever of its legs it is."""
+    ours = parse(identifier)
+    return ours is not None and ours.kind is Kind.MEDIA and ours.call_id == call_id
+
+
+def last_legs(identifiers: Iterable[str]) -> dict[CallId, int]:
+    """By call, the last `attempt` of the media channels among these."""
+    found: dict[CallId, int] = {}
+    for identifier in identifiers:
+        ours = parse(identifier)
+        if ours is not None and ours.kind is Kind.MEDIA:
+            found[ours.call_id] = max(ours.attempt, found.get(ours.call_id, 0))
+    return found
 
 
 def _stem(node: str, kind: Kind, call_id: CallId) -> str:

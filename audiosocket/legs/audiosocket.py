@@ -53,6 +53,7 @@ class AudioSocketLeg(asyncio.Protocol):
         self.frames_unsent = 0
         self.end_reason = "leg_closed"
         self.end_detail = ""
+        self.hung_up = False
         self.closed = asyncio.get_running_loop().create_future()
 
     # asyncio.Protocol
@@ -155,6 +156,7 @@ class AudioSocketLeg(asyncio.Protocol):
                 else:
                     self.ignored_frames += 1
             elif kind == wire.KIND_HANGUP:
+                self.hung_up = True
                 self.hangup("leg_closed", "hang-up frame")
             elif kind == wire.KIND_ERROR:
                 self.hangup("leg_protocol_error", f"error frame {payload[:8].hex()}")

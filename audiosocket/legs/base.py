@@ -21,6 +21,8 @@ class MediaLeg(Protocol):
     end_reason: str
     """Why the leg ended, an `EndReason`, or `refused`."""
     end_detail: str
+    hung_up: bool
+    """Whether the peer has said that it hangs up; a connection that ends is not said."""
     closed: asyncio.Future[None]
     """Done when the leg is gone."""
 

@@ -113,6 +113,7 @@ class WebSocketLeg(picows.WSListener):
         "end_reason",
         "frames_left_out",
         "frames_unsent",
+        "hung_up",
         "ignored_messages",
         "leg_uuid",
         "media_format",
@@ -149,6 +150,9 @@ class WebSocketLeg(picows.WSListener):
         self.frames_left_out = 0
         self.end_reason = "leg_closed"
         self.end_detail = ""
+        self.hung_up = (
+            False  # Asterisk closes for whatever ends its channel: the controller knows whether it was a hang-up
+        )
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # picows.WSListener

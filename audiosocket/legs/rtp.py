@@ -31,6 +31,8 @@ SILENT_TICKS = 30_000
 DIGIT_TICKS = 10
 """A gap is a digit's if the controller tells of one until 200 ms after it."""
 RECEIVE_BYTES = 2048
+_ORIGIN = random.getrandbits(32)
+"""What timestamps are counted from. Random, as RFC 3550 section 5.1 wants it, and one for all legs."""
 READS_PER_WAKE = 64
 _FRAME_BYTES = len(SILENCE_FRAME)
 _CODECS = {MediaFormat.ULAW: (rtp.PT_ULAW, ULAW_SILENCE), MediaFormat.ALAW: (rtp.PT_ALAW, ALAW_SILENCE)}
@@ -124,7 +126,8 @@ class RtpLeg:
         self._owner = owner
         self._jitter = JitterBuffer()
         self._sequence = random.getrandbits(16)
-        self._timestamp = random.getrandbits(32)
+        # Asterisk passes timestamps on: what follows on another leg of the call must not leap on its way to the caller.
+        self._timestamp = (_ORIGIN + round(asyncio.get_running_loop().time() * 8000)) & 0xFFFFFFFF
         self._ssrc = random.getrandbits(32)
         self._marker = True
         self._ticks = 0
@@ -144,6 +147,7 @@ class RtpLeg:
         self.session: Session | None = None
         self.end_reason = "leg_closed"
         self.end_detail = ""
+        self.hung_up = False
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._socket = port.connect(remote)
         asyncio.get_running_loop().add_reader(self._socket, self._readable)

@@ -142,13 +142,28 @@ async def test_the_application_closes(live: Live) -> None:
     assert (row.result, row.reason, row.detail) == ("success", "application_ended", "close code 1000")
 
 
-async def test_the_media_channel_is_hung_up_in_asterisk(live: Live) -> None:
+async def test_a_media_channel_that_goes_is_replaced(live: Live) -> None:
     call = await talking(live)
-    (media,) = [one for one in await live.ari.list_channels() if one.name.startswith("UnicastRTP/")]
-    await live.ari.hangup(media.id)
-    assert await call.ended() is Ending.BY_THEM
+    call.peer.play(tone(425, 3))
+    await live.app.say(tone(1000, 3).tobytes())
+    for number in range(2):
+        await asyncio.sleep(0.8)
+        (media,) = [one for one in await live.ari.list_channels() if one.name.startswith("UnicastRTP/")]
+        assert media.id.endswith(f"-{number}")
+        await live.ari.hangup(media.id)
+    await asyncio.sleep(2.5)
+    assert len(live.app.sockets) == 1
+    assert await call.hang_up() is Ending.BY_US
     row = await live.record(call)
-    assert (row.result, row.reason) == ("server_error", "media_leg_lost")
+    assert (row.result, row.reason) == ("success", "caller_hangup")
+    assert row.media is not None
+    assert row.media.legs_replaced == 2
+    assert row.media.leg_gap_ms <= 600
+    assert row.media.frames_played + row.media.frames_dropped.get("leg_lost", 0) == 150
+    for samples, hz in ((call.peer.received_pcm_by_timestamp(), 1000), (heard_by_app(live), 425)):
+        frames = samples[: len(samples) // 160 * 160].reshape(-1, 160)
+        assert np.count_nonzero(np.abs(frames.astype(int)).max(axis=1) > 1000) * 0.02 >= 3 - 2 * 0.3
+        assert dominant_frequency(samples) == pytest.approx(hz, abs=3)
 
 
 async def test_ten_calls_at_once_are_kept_apart(live: Live) -> None:

@@ -143,13 +143,19 @@ async def test_the_application_closes(live: Live) -> None:
     assert (row.result, row.reason, row.detail) == ("success", "application_ended", "close code 1000")
 
 
-async def test_the_media_channel_is_hung_up_in_asterisk(live: Live) -> None:
+async def test_a_media_channel_that_is_hung_up_in_asterisk_is_replaced(live: Live) -> None:
     call = await talking(live)
     (media,) = [one for one in await live.ari.list_channels() if one.name.startswith("WebSocket/")]
     await live.ari.hangup(media.id)
-    assert await call.ended() is Ending.BY_THEM
+    await asyncio.sleep(1)
+    (other,) = [one for one in await live.ari.list_channels() if one.name.startswith("WebSocket/")]
+    assert other.id != media.id
+    assert len(live.app.sockets) == 1
+    assert await call.hang_up() is Ending.BY_US
     row = await live.record(call)
-    assert (row.result, row.reason) == ("server_error", "media_leg_lost")
+    assert (row.result, row.reason) == ("success", "caller_hangup")
+    assert row.media is not None
+    assert row.media.legs_replaced == 1
 
 
 async def test_ten_calls_at_once_are_kept_apart(live: Live) -> None:

@@ -147,7 +147,7 @@ async def test_what_rtp_does_not_carry_goes_by_audiosocket(rtp: bool) -> None:
     await pbx.order_hangup()
     pbx.rtp = False
     await pbx.over()
-    assert not pbx.orders
+    assert [order.order for _, order in pbx.orders] == ["end"]
 
 
 @pytest.mark.parametrize("how", ["dead", "restarted"])

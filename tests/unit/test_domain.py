@@ -146,6 +146,16 @@ def test_an_id_says_what_it_belongs_to(node: str, call: CallId, attempt: int) ->
     assert len(media) < 150
 
 
+def test_the_last_leg_of_each_call_is_found_among_other_channels() -> None:
+    other = CallId("00000000-0000-4000-8000-000000000001")
+    legs = [ids.media_channel_id("pbx-1", CALL, attempt) for attempt in (9, 0, 10)]
+    others = ["1795226880.12", ids.bridge_id("pbx-1", CALL), ids.snoop_channel_id("pbx-1", CALL)]
+    found = ids.last_legs([*legs, ids.media_channel_id("pbx-1", other, 0), *others])
+    assert found == {CALL: 10, other: 0}
+    assert all(ids.is_media_of(leg, CALL) and not ids.is_media_of(leg, other) for leg in legs)
+    assert not any(ids.is_media_of(identifier, CALL) for identifier in others)
+
+
 @given(nodes, nodes, calls, calls, st.integers(0, ids.MAX_ATTEMPT))
 def test_a_node_named_like_an_id_is_still_told_apart(
     node: str, tail: str, inner: CallId, call: CallId, attempt: int

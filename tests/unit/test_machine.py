@@ -12,6 +12,7 @@ from hypothesis.strategies import sampled_from
 from ari_app.call.machine import (
     AWAY,
     FORKS,
+    HELD,
     LATE,
     OVER,
     TABLE,
@@ -56,8 +57,31 @@ STREAM_ENDED: Way = [
     (Trigger.MEDIA_GONE, State.UNFORKING, (Action.DETACH,)),
     (Trigger.SETTLED, State.PARTED, (Action.GIVE_BACK,)),
 ]
+REPLACED: Way = [
+    (Trigger.REPLACE_DUE, State.REPLACING, (Action.REPLACE,)),
+    (Trigger.MEDIA_STARTED, State.REJOINING, (Action.REJOIN,)),
+    (Trigger.BRIDGED, State.TALKING, ()),
+]
+WORKER_FIRST: Way = [(Trigger.LEG_LOST, State.BROKEN, ()), *REPLACED]
+ASTERISK_FIRST: Way = [(Trigger.MEDIA_GONE, State.REPORTING, (Action.INQUIRE,)), *WORKER_FIRST]
+AT_THE_SECOND_GO: Way = [
+    *WORKER_FIRST[:2],
+    (Trigger.MEDIA_FAILED, State.BROKEN, ()),
+    *REPLACED[:2],
+    (Trigger.LEG_LOST, State.BROKEN, ()),
+    *REPLACED,
+]
+GIVEN_UP: Way = [
+    *WORKER_FIRST[:2],
+    (Trigger.GIVEN_UP, State.REPORTING, (Action.INQUIRE,)),
+    (Trigger.REPORTED, State.ENDING, (Action.TEAR_DOWN,)),
+]
+LOSSES: list[Way] = [[], WORKER_FIRST, ASTERISK_FIRST, AT_THE_SECOND_GO]
 WAYS = [
-    START + setting_up + TALK + end + END for setting_up in (AT_ONCE, AT_THE_FIRST_WORD) for end in (HUNG_UP, GONE_ON)
+    START + setting_up + TALK + loss + end + END
+    for setting_up in (AT_ONCE, AT_THE_FIRST_WORD)
+    for loss in LOSSES
+    for end in (HUNG_UP, GONE_ON, GIVEN_UP)
 ]
 
 FORKED_WAYS = [
@@ -66,6 +90,8 @@ FORKED_WAYS = [
     for middle in ([], STREAM_ENDED)
 ]
 ONLY_FORKED = AWAY | {State.FORKING}
+REPEATED = {Action.INQUIRE, Action.REPLACE, Action.REJOIN}
+"""What may be done once for every leg of a call."""
 TABLES = {False: TABLE, True: TABLE | FORKS}
 """By whether the call forks."""
 
@@ -93,7 +119,7 @@ def test_a_call_that_goes_well(way: Way, forks: bool) -> None:
 
 def test_every_state_can_be_reached_and_every_state_can_end() -> None:
     assert reach(State.NEW) == set(State) - ONLY_FORKED
-    assert reach(State.NEW, forks=True) == set(State) - {State.TALKING, State.REPORTING}
+    assert reach(State.NEW, forks=True) == set(State) - {State.TALKING, State.REPORTING, *HELD}
     assert all(State.ENDED in reach(state, forks=forks) for state in State for forks in TABLES)
 
 
@@ -112,8 +138,18 @@ def test_a_caller_who_has_gone_on_is_no_application_s_again() -> None:
 
 def test_no_way_leads_back() -> None:
     order = list(State)
-    for table in TABLES.values():
-        assert all(order.index(target) > order.index(source) for (source, _), (target, _) in table.items())
+    back = {
+        (source, target)
+        for table in TABLES.values()
+        for (source, _), (target, _) in table.items()
+        if order.index(target) <= order.index(source)
+    }
+    assert back == {
+        (State.REPLACING, State.BROKEN),
+        (State.REPLACING, State.REPORTING),
+        (State.REJOINING, State.BROKEN),
+        (State.REJOINING, State.TALKING),
+    }, "but for another leg"
 
 
 def test_no_call_stays_anywhere_for_ever() -> None:
@@ -124,6 +160,9 @@ def test_no_call_stays_anywhere_for_ever() -> None:
             State.AWAITING: State.PICKING_UP,
             State.FORKING: State.CONTINUING,
             State.UNFORKING: State.PARTED,
+            State.BROKEN: State.REPLACING,
+            State.REPLACING: State.BROKEN,
+            State.REJOINING: State.BROKEN,
         }
         assert target in OVER or target is onward[state]
 
@@ -139,7 +178,7 @@ def test_what_keeps_a_fork_from_being_made_does_not_end_the_call() -> None:
         Trigger.SETUP_TIMEOUT,
     }
     for (state, trigger), (target, _) in TABLES[True].items():
-        if trigger in failed and state not in (State.TALKING, State.FORKED):
+        if trigger in failed and state not in (State.TALKING, State.FORKED, *HELD):
             assert target is State.CONTINUING, (state, trigger)
 
 
@@ -173,18 +212,22 @@ def test_whoever_ends_a_call_may_do_so_at_any_time() -> None:
         for trigger in (Trigger.CALLER_GONE, Trigger.HANGUP_ORDERED):
             assert TABLE[state, trigger][0] is State.ENDING
         # Why the media went decides what becomes of the caller.
-        if state not in ONLY_FORKED | {State.REPORTING, State.CONTINUING}:
+        if state in HELD:
+            assert TABLE[state, Trigger.REPORTED][0] is State.ENDING
+        elif state not in ONLY_FORKED | {State.REPORTING, State.CONTINUING}:
             assert TABLE[state, Trigger.MEDIA_GONE][0] is State.REPORTING
 
 
 def test_what_comes_from_outside_is_never_our_fault() -> None:
     outside = {Trigger.CALLER_GONE, Trigger.CALLER_LEFT, Trigger.MEDIA_GONE, Trigger.MEDIA_STARTED, Trigger.FIRST_WORD}
+    assert Trigger.LEG_LOST in LATE
     assert outside | {Trigger.SNOOP_STARTED, Trigger.SNOOP_GONE} <= LATE
     assert outside | {Trigger.HANGUP_ORDERED} <= LATE
 
 
 def test_all_walks_end_and_do_each_thing_once() -> None:
-    """Every sequence of triggers that changes something, from the start to the end: there are some hundreds."""
+    """Every sequence of triggers that changes something, from the start to the end, but for lost legs: there are some
+    hundreds."""
     walks = 0
     waiting: list[tuple[State, tuple[Action, ...]]] = [(State.NEW, ())]
     set_up = [
@@ -203,7 +246,11 @@ def test_all_walks_end_and_do_each_thing_once() -> None:
             assert any(began == way[: len(began)] for way in set_up)
             assert left == going_on[: len(left)]
             continue
-        steps = [(target, actions) for (source, _), (target, actions) in TABLE.items() if source is state]
+        steps = [
+            (target, actions)
+            for (source, _), (target, actions) in TABLE.items()
+            if source is state and target not in HELD
+        ]
         assert steps
         waiting.extend((target, done + actions) for target, actions in steps)
     assert 100 < walks < 2000
@@ -256,7 +303,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_done_twice_or_after_the_end(self) -> None:
-        assert len(self.done) == len(set(self.done))
+        once = [action for action in self.done if action not in REPEATED]
+        assert len(once) == len(set(once))
+        assert self.forks or self.done.count(Action.REJOIN) <= self.done.count(Action.REPLACE)
         assert (Action.TEAR_DOWN in self.done) == (self.machine.state in OVER)
         assert (Action.CLOSE in self.done) == (self.machine.state is State.ENDED)
 

@@ -9,7 +9,7 @@ import pytest
 
 from ari_app.applications import ApplicationSettings, ExotelApplication
 from ari_app.call.routing import Admission
-from ari_app.controller.spec import call_spec
+from ari_app.controller.spec import call_spec, replacing_spec
 from ari_app.domain.ids import LegUuid
 from ari_app.settings import RouteSettings
 from ari_app.store.records import CallRow
@@ -41,3 +41,14 @@ def test_a_dynamic_url_and_a_callback_reach_the_worker_as_they_are_written(callb
     application = ExotelApplication(url="https://app.example/where?a=1", status_callback=callback)
     spec = spec_of(application)
     assert (spec.url, spec.callback_url) == (application.url, callback or "")
+
+
+def test_the_spec_of_a_further_leg_says_whose_it_is_and_nothing_that_is_secret() -> None:
+    row = CallRow(
+        call_id="c", call_sid="s", node="pbx", direction="inbound", state="talking", created_at=datetime.now(UTC)
+    )
+    spec = replacing_spec(row, LegUuid("l2"), 3, MediaFormat.SLIN16, 5000, 1.5)
+    assert (spec.call_id, spec.leg_uuid, spec.leg_number, spec.media_format) == ("c", "l2", 3, MediaFormat.SLIN16)
+    assert (spec.created_at_ms, spec.expires_at_ms) == (5000, 6500)
+    assert (spec.url, spec.credentials, spec.custom_parameters, spec.next) == ("", "", {}, None)
+    assert spec.report_stream.endswith(":pbx")
