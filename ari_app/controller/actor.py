@@ -36,6 +36,9 @@ END_SECONDS = 5.0
 """How long an ended call waits for its channels to be destroyed and for the worker's report."""
 REPORT_SECONDS = 1.0
 """How long a caller whose media leg has gone is kept for the worker's report, which takes a few ms."""
+CAUSE_SECONDS = 0.2
+"""How long a record is kept open for the cause of a caller's hanging up, where all else of his call has gone before
+Asterisk tells it."""
 REPLACE_SECONDS = 2.5
 """How long another media leg may take; Asterisk tries for 2 s to connect it."""
 
@@ -408,10 +411,7 @@ class CallActor:
 
     async def _give_back(self) -> None:
         await self._actions.give_lease_back()
-        while not self._inbox.empty():
-            late = self._inbox.get_nowait()
-            if isinstance(late, CallReport):
-                self._take_report(late)
+        await self._take_late()
         termination = self._ended()
         if self._fork is not None:
             termination = self._fork.ended(termination, self._report)
@@ -423,6 +423,20 @@ class CallActor:
             detail=termination.detail,
             hangup_cause=termination.hangup_cause,
         )
+
+    async def _take_late(self) -> None:
+        """What is on its way behind the end: the report, and with which cause the caller's channel went."""
+        deadline = asyncio.get_running_loop().time() + CAUSE_SECONDS
+        while not self._inbox.empty() or self._ended().hangup_cause is None:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    late = await self._inbox.get()
+            except TimeoutError:
+                break
+            if isinstance(late, CallReport):
+                self._take_report(late)
+            elif isinstance(late, Message) and late.destroyed == self.caller_channel:
+                self._caller_cause = late.cause
 
     @property
     def _talks(self) -> bool:

@@ -12,7 +12,7 @@ import pytest_asyncio
 import structlog
 
 from ari_app.ari.errors import AriUnavailable
-from ari_app.ari.events import ChannelDestroyed, StasisEnd, StasisStart
+from ari_app.ari.events import ChannelDestroyed, ChannelHangupRequest, StasisEnd, StasisStart
 from ari_app.call import replacing
 from ari_app.call.machine import State
 from ari_app.controller import actor as actor_module
@@ -407,3 +407,15 @@ async def test_the_next_controller_knows_the_legs_and_replaces_the_lost_one(
     assert not after.bridges
     assert after.records.closed[-1].reason == "caller_hangup"
     await after.controller.stop()
+
+
+async def test_the_cause_of_a_hanging_up_is_waited_for_when_all_else_is_quick(pbx: Neighbours) -> None:
+    await up(pbx)
+    about = pbx._about(CALLER)
+    pbx.destroy(CALLER, silent=True)
+    pbx.emit(ChannelHangupRequest(**about))
+    await until(lambda: "release" in pbx.steps, "everything is given back")
+    pbx.emit(ChannelDestroyed(**about, cause=31, cause_txt="x"))
+    await pbx.over()
+    row = nothing_left(pbx)
+    assert (row.result, row.reason, row.hangup_cause) == ("success", "caller_hangup", 31)
