@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from audiosocket.callspec import MediaFigures
+from audiosocket.compiled import FRAMES
 from audiosocket.dialects.base import Dialect
 from audiosocket.playout import Playout
 from audiosocket.turns import Turns
 from audiosocket.wire import FRAME_MS, Linear
 
+if TYPE_CHECKING or FRAMES is None:
 
-class Carried:
+    class SessionState:
+        """What a session reads and writes for every frame, where nothing is compiled."""
+
+        __slots__ = (
+            "_app_samples",
+            "_caller_frames",
+            "_convert",
+            "_flowing",
+            "_frame_bytes",
+            "_gap_ticks",
+            "_header",
+            "_held_marks",
+            "_media",
+            "_media_received",
+            "_open",
+            "_prompt",
+            "_rest",
+            "_samples",
+            "_send",
+            "_sent",
+            "_silence_frame",
+            "_usual_sid",
+            "app_blocked",
+            "bytes_received",
+            "first_audio",
+            "held",
+            "playout",
+            "recorder",
+            "silence_played",
+            "ticks",
+            "turns",
+        )
+
+else:
+    SessionState = FRAMES.Session
+
+
+class Carried(SessionState):
     """The counting part of a session. Counters only grow."""
 
     __slots__ = (
-        "_caller_frames",
         "_dialect",
         "_dropped",
         "_ended_bytes",
         "_ignored",
-        "_media_received",
-        "_sent",
-        "bytes_received",
         "clears",
         "digits",
         "linear",
         "marks_received",
         "marks_sent",
-        "playout",
         "prompt_played",
-        "silence_played",
         "stalls",
         "ticks_late",
-        "turns",
     )
 
     def __init__(self, dialect: Dialect, playout: Playout, turns: Turns, linear: Linear) -> None:

@@ -1,6 +1,6 @@
 """The steps of a 20 ms frame that cost most, in Python; `audiosocket._frames` has the same ones compiled.
 
-Whoever wants a step takes it from here and gets the compiled one where the package was built with a C compiler. Both
+Whoever wants a step takes it from here and gets the compiled one where that is in use (`audiosocket.compiled`). Both
 give the same bytes: what is here is the reference, and all there is where nothing could be compiled.
 """
 
@@ -10,6 +10,8 @@ from binascii import b2a_base64
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from audiosocket.compiled import FRAMES
 
 Parts = tuple[bytes, bytes, bytes, bytes, bytes]
 """What stands around the three numbers and the payload of a media message."""
@@ -33,14 +35,11 @@ def python_media_payload(message: bytes, stream_sid: bytes) -> bytes | None:
     return None
 
 
-if TYPE_CHECKING:
+if TYPE_CHECKING or FRAMES is None:
     look_up = python_look_up
     media_message = python_media_message
     media_payload = python_media_payload
 else:
-    try:
-        from audiosocket._frames import look_up, media_message, media_payload
-    except ImportError:
-        look_up = python_look_up
-        media_message = python_media_message
-        media_payload = python_media_payload
+    look_up = FRAMES.look_up
+    media_message = FRAMES.media_message
+    media_payload = FRAMES.media_payload

@@ -118,6 +118,13 @@ CONVERTERS: dict[Encoding, dict[str, Callable[[bytes], bytes]]] = {
 """What makes an application's encoding of each media format that Asterisk may send. Rates are never changed: Asterisk
 is asked for the application's."""
 
+SAMPLES: dict[Encoding, dict[str, bytes]] = {
+    Encoding.PCM16: {"slin": b"", "ulaw": _ULAW_SAMPLES, "alaw": _ALAW_SAMPLES, "slin16": b"", "slin24": b""},
+    Encoding.ULAW: {"ulaw": b"", "alaw": _ALAW_TO_ULAW},
+}
+"""The tables behind `CONVERTERS`, for the compiled steps: two bytes or one for each byte; empty where samples stay what
+they are."""
+
 
 def silent_frame(encoding: Encoding, sample_rate: int) -> bytes:
     """20 ms of silence at `sample_rate` (Hz)."""

@@ -10,9 +10,12 @@ Levels are in samples of PCM16 and stand in steps of 1.5 dB: `LEVELS[k]`. A nois
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
+from audiosocket.compiled import FRAMES
 from audiosocket.g711 import alaw_to_pcm, ulaw_to_pcm
 
 LEVELS = tuple(96 * 2 ** (k / 4) for k in range(34))
@@ -45,9 +48,24 @@ QUIET: dict[str, tuple[bytes, ...]] = {
     "slin": _quiet(np.where(_UPPER < 128, _UPPER, 255 - _UPPER) << 8),
 }
 """For each media format and level the bytes that stand for samples below it; of slin the upper ones."""
+REACH = {
+    name: bytes(sum(byte not in below for below in levels) for byte in range(256)) for name, levels in QUIET.items()
+}
+"""The same by byte: how many levels it reaches."""
 
 
-class NoiseFloor:
+if TYPE_CHECKING or FRAMES is None:
+
+    class NoiseFloorState:
+        """What is read for every frame, where nothing is compiled."""
+
+        __slots__ = ("_least", "_off", "_on", "_reach", "_window_end")
+
+else:
+    NoiseFloorState = FRAMES.NoiseFloor
+
+
+class NoiseFloor(NoiseFloorState):
     """What a line sounds like while nobody speaks: the least level within the last 3 to 6 s.
 
     Speech has gaps and leaves the floor where it is. Noise, a tone or music on hold that lasts becomes the floor after
@@ -55,10 +73,11 @@ class NoiseFloor:
     whether speech starts or goes on. Frames have one byte a sample, time is in ticks of 20 ms.
     """
 
-    __slots__ = ("_before", "_floor", "_least", "_off", "_quiet", "_steps", "_window_end", "quiet_off", "quiet_on")
+    __slots__ = ("_before", "_floor", "_quiet", "_steps", "quiet_off", "quiet_on")
 
     def __init__(self, media_format: str) -> None:
         self._quiet = QUIET[media_format]
+        self._reach = REACH[media_format]
         self._steps = STEPS[media_format]
         self._before = LEAST_ON - 1  # as noisy as a line may be whose noise is never speech, until it is known better
         self._least = len(LEVELS)
@@ -102,5 +121,6 @@ class NoiseFloor:
         on, off = self._steps
         loudest = len(LEVELS) - 1
         self._off = max(LEAST_OFF, min(floor + off, loudest))
-        self.quiet_on = self._quiet[max(LEAST_ON, min(floor + on, loudest))]
+        self._on = max(LEAST_ON, min(floor + on, loudest))
+        self.quiet_on = self._quiet[self._on]
         self.quiet_off = self._quiet[self._off]

@@ -25,10 +25,12 @@ from __future__ import annotations
 
 from collections import deque
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from audiosocket.compiled import FRAMES, usual
 from audiosocket.wire import FRAME_MS
 
 LEAD_FRAMES = 10
@@ -92,38 +94,51 @@ def _mixed(frame: bytes, ending: bytes) -> bytes:
     return head.astype("<i2").tobytes() + frame[len(ending) :]
 
 
-class Playout:
+if TYPE_CHECKING or FRAMES is None:
+
+    class PlayoutState:
+        """What a piece of audio and a tick read and write, where nothing is compiled."""
+
+        __slots__ = (
+            "_chunks",
+            "_frame_bytes",
+            "_head",
+            "_idle_ticks",
+            "_last",
+            "_max_bytes",
+            "_position",
+            "_previous_min",
+            "_pushed",
+            "_recovering",
+            "_skip_byte",
+            "_waited",
+            "_window_min",
+            "_window_ticks",
+            "cut_off",
+            "frames_played",
+            "marks",
+            "peak_bytes",
+        )
+
+else:
+    PlayoutState = FRAMES.Playout
+
+
+@usual("push", "tick", UNDERRUN_GAP_TICKS=UNDERRUN_GAP_TICKS, WINDOW_TICKS=WINDOW_TICKS)
+class Playout(PlayoutState):
     """See the module's text. Figures are plain attributes that only grow."""
 
     __slots__ = (
         "_baseline",
         "_budget",
-        "_chunks",
         "_excess",
         "_fade_samples",
-        "_frame_bytes",
-        "_head",
-        "_idle_ticks",
-        "_last",
-        "_max_bytes",
         "_pace",
-        "_position",
-        "_previous_min",
-        "_pushed",
-        "_recovering",
         "_settle",
         "_settle_min",
         "_since_cut",
-        "_skip_byte",
-        "_waited",
-        "_window_min",
-        "_window_ticks",
         "cleared_bytes",
-        "cut_off",
-        "frames_played",
-        "marks",
         "overrun_bytes",
-        "peak_bytes",
         "recovered_frames",
         "underruns",
     )

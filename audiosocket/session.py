@@ -15,9 +15,10 @@ from typing import Any
 
 from audiosocket.callspec import CallSpec, NoticeEvent
 from audiosocket.carried import Carried
+from audiosocket.compiled import usual
 from audiosocket.dialects.base import Clear, Dialect, Digits, Ignored, Mark
 from audiosocket.durations import TurnTimes
-from audiosocket.g711 import CONVERTERS, silent_frame
+from audiosocket.g711 import CONVERTERS, SAMPLES, Encoding, silent_frame
 from audiosocket.playout import Playout
 from audiosocket.recording.recorder import Recorder
 from audiosocket.turns import Turns
@@ -52,46 +53,30 @@ def _nothing() -> None:
     return None
 
 
+@usual("caller_audio", "app_text", "tick", GAP_TICKS=GAP_TICKS)
 class Session(Carried):
     """See the module's text. `app_blocked` is set by the shell while the application's socket takes no more."""
 
     __slots__ = (
         "_before",
         "_caller_heard",
-        "_convert",
         "_decode",
         "_digits_sent_at",
         "_digits_to_caller",
-        "_flowing",
-        "_frame_bytes",
-        "_gap_ticks",
-        "_header",
-        "_held_marks",
         "_instant_mark",
         "_mark_characters",
-        "_media",
         "_media_format",
         "_next_frame",
         "_note",
         "_notify",
         "_one_way",
-        "_open",
-        "_prompt",
         "_prompt_over",
-        "_rest",
-        "_send",
         "_silence",
-        "_silence_frame",
         "_spoken",
         "_stale_rest",
         "_stall_frames",
         "_stall_tick",
-        "app_blocked",
         "began",
-        "first_audio",
-        "held",
-        "recorder",
-        "ticks",
     )
 
     def __init__(
@@ -182,6 +167,9 @@ class Session(Carried):
         self._media = dialect.media
         self._decode: Callable[[bytes], object] = _unheard if spec.one_way else dialect.decode
         self._convert = CONVERTERS[dialect.encoding][self._media_format]
+        self._samples = SAMPLES[dialect.encoding].get(self._media_format)
+        self._app_samples = SAMPLES[Encoding.PCM16]["ulaw" if dialect.encoding is Encoding.ULAW else "slin"]
+        self._usual_sid = None if spec.one_way else dialect.usual_sid
         self._silence = silent_frame(dialect.encoding, self._media_format.sample_rate)
         self._frame_bytes = dialect.frame_bytes
         self._one_way = spec.one_way
@@ -336,16 +324,20 @@ class Session(Carried):
         frame = self._next_frame()
         self.turns.tick(self.ticks, frame)
         if frame is None:
-            if self._prompt is not None and not self.held and not playout.cut_off:
-                return self._prompt_frame(self._prompt)
-            self.silence_played += 1
-            if playout.cut_off:
-                return self._header + playout.take_cut_off()
-            return self._silence_frame
+            return self._nothing_played()
         if not self.first_audio:
             self.first_audio = True
             self._note("first_app_audio", {})
         return self._header + frame
+
+    def _nothing_played(self) -> bytes:
+        playout = self.playout
+        if self._prompt is not None and not self.held and not playout.cut_off:
+            return self._prompt_frame(self._prompt)
+        self.silence_played += 1
+        if playout.cut_off:
+            return self._header + playout.take_cut_off()
+        return self._silence_frame
 
     def _prompt_frame(self, prompt: Iterator[bytes]) -> bytes:
         frame = next(prompt, None)

@@ -23,10 +23,12 @@ Asterisk. Time is counted in ticks of 20 ms and given as an argument; what is to
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from audiosocket.callspec import MediaFormat
+from audiosocket.compiled import FRAMES, usual
 from audiosocket.durations import Durations, TurnTimes
-from audiosocket.loudness import SHARE, UPPER_QUIET, NoiseFloor
+from audiosocket.loudness import LEVELS, SHARE, UPPER_QUIET, NoiseFloor
 
 TICK_MS = 20
 START_SAMPLES = 480
@@ -47,35 +49,59 @@ LOOK_TICKS = 5
 _NEVER = -1_000_000
 
 
-class Turns:
+if TYPE_CHECKING or FRAMES is None:
+
+    class TurnsState:
+        """What a tick reads and writes, where nothing is compiled."""
+
+        __slots__ = (
+            "_app_last",
+            "_app_start",
+            "_barge_in_start",
+            "_caller_last",
+            "_caller_start",
+            "_earlier",
+            "_floor",
+            "_played_step",
+            "_run",
+            "_speaking",
+            "_steady",
+            "_upper_bytes",
+            "_upper_step",
+            "_uttering",
+            "app_ticks",
+            "both_ticks",
+            "caller_ticks",
+            "heard",
+        )
+
+else:
+    TurnsState = FRAMES.Turns
+
+
+@usual(
+    "tick",
+    AUDIBLE_SAMPLES=AUDIBLE_SAMPLES,
+    LEVEL_COUNT=len(LEVELS),
+    LOOK_TICKS=LOOK_TICKS,
+    NEVER=_NEVER,
+    PAUSE_TICKS=PAUSE_TICKS,
+    SHARE=SHARE,
+    SILENCE_TICKS=SILENCE_TICKS,
+)
+class Turns(TurnsState):
     """See the module's text. The session leaves each caller frame in `heard` (through `hear_more` if one lies there),
     then calls `tick`. Figures only grow."""
 
     __slots__ = (
-        "_app_last",
-        "_app_start",
-        "_barge_in_start",
-        "_caller_last",
-        "_caller_start",
-        "_earlier",
-        "_floor",
         "_played_look",
-        "_run",
         "_run_last",
         "_run_start",
-        "_speaking",
-        "_steady",
         "_turn_end",
-        "_upper_bytes",
         "_utterance_start",
-        "_uttering",
         "_waiting",
-        "app_ticks",
         "barge_ins",
         "barge_ins_ignored",
-        "both_ticks",
-        "caller_ticks",
-        "heard",
         "interruptions",
         "responses",
         "turns",
@@ -87,8 +113,10 @@ class Turns:
         linear = media_format == "slin" or rate != 8000
         self._floor = NoiseFloor("slin" if linear else media_format)
         # Upper bytes at 8000 a second, whatever the rate: how loud a frame is does not hang on how many there are.
-        self._upper_bytes = slice(1, None, rate // 4000) if linear else None
-        self._played_look = slice(1, None, 3 * rate // 4000)
+        self._upper_step = rate // 4000 if linear else 0
+        self._upper_bytes = slice(1, None, self._upper_step) if linear else None
+        self._played_step = 3 * rate // 4000
+        self._played_look = slice(1, None, self._played_step)
         self._earlier: deque[bytes] = deque(maxlen=PAUSE_TICKS)
         # Loud frames that may become a talkspurt: their samples, and the ticks of the first and the last.
         self._run = 0

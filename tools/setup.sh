@@ -41,7 +41,7 @@ done
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed: set PYTHON=/path/to/python3.11"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
 
-stamp=.venv/.set-up-$what-$(cat setup.cfg pyproject.toml setup.py audiosocket/_frames.c | sha256sum | cut -c1-16)
+stamp=.venv/.set-up-$what-$(cat setup.cfg pyproject.toml setup.py audiosocket/_*.[ch] | sha256sum | cut -c1-16)
 if [ ! -e "$stamp" ]; then
     say "making .venv with $("$python" --version)"
     [ -x .venv/bin/python ] || "$python" -m venv .venv

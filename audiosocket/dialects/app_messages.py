@@ -62,18 +62,19 @@ def digits_for_caller(digits: str | None) -> AppMessage:
 class AppMessages:
     """Reads the messages of the application of one stream."""
 
-    __slots__ = ("_sid", "oddities", "stream_sid")
+    __slots__ = ("oddities", "stream_sid", "usual_sid")
 
     def __init__(self, stream_sid: str) -> None:
         self.stream_sid = stream_sid
         self.oddities: dict[str, int] = {}
-        self._sid = stream_sid.encode()
+        self.usual_sid: bytes | None = stream_sid.encode()
 
     def decode(self, message: bytes) -> AppMessage:
         """A message; `bytes` is the payload of a media message as it was sent. Never raises."""
-        audio = media_payload(message, self._sid)
-        if audio is not None:
-            return audio
+        if self.usual_sid is not None:
+            audio = media_payload(message, self.usual_sid)
+            if audio is not None:
+                return audio
         try:
             decoded = _decode(message)
         except UNREADABLE as error:

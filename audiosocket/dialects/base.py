@@ -83,6 +83,9 @@ class Dialect(Protocol):
     """What is dialled."""
     stream_sid: str
     """The stream's id as the messages give it."""
+    usual_sid: bytes | None
+    """The same, where the application's media messages are JSON with `event` (`media`), `media.payload` in `encoding`,
+    and `stream_sid` or `streamSid` or neither: such a message may then be read without `decode`. None: they are not."""
     oddities: dict[str, int]
     """What the application does against the protocol without harm, counted."""
 

@@ -16,7 +16,8 @@ from audiosocket.dialects import exotel_http
 from audiosocket.dialects.app_messages import AppMessages
 from audiosocket.dialects.base import HttpRequest, Platform, StreamEnd
 from audiosocket.dialects.exotel_http import basic_authorization, number_shown, passthru
-from audiosocket.frame_steps import Parts, media_message
+from audiosocket.dialects.media_messages import MediaMessages
+from audiosocket.frame_steps import Parts
 from audiosocket.g711 import Encoding
 from audiosocket.settings import ExotelOptions, query_parameters
 
@@ -34,17 +35,15 @@ class ExotelDialect(AppMessages):
     """
 
     __slots__ = (
-        "_chunk",
-        "_frame_ms",
-        "_media",
-        "_next_ms",
+        "_messages",
         "_options",
         "_rate",
-        "_sequence",
         "_spec",
         "encoding",
         "frame_bytes",
         "marks_on_clear",
+        "media",
+        "skip",
         "url",
     )
 
@@ -52,20 +51,19 @@ class ExotelDialect(AppMessages):
         super().__init__(spec.stream_sid)
         self._options = options = ExotelOptions.model_validate(spec.dialect_options)
         self._spec = spec
-        self._frame_ms = options.frame_ms
         self._rate = spec.media_format.sample_rate
-        self._sequence = 0
-        self._chunk = 0
-        self._next_ms = 0
         quote = b'"' if options.counters == "string" else b""
         # The message with its four values left out.
-        self._media: Parts = (
+        parts: Parts = (
             b'{"event":"media","stream_sid":%b,"sequence_number":%b' % (msgspec.json.encode(spec.stream_sid), quote),
             b'%b,"media":{"chunk":%b' % (quote, quote),
             b'%b,"timestamp":"' % quote,
             b'","payload":"',
             b'"}}',
         )
+        self._messages = MediaMessages(parts, options.frame_ms)
+        self.media = self._messages.media
+        self.skip = self._messages.skip
         self.encoding = Encoding.PCM16
         self.frame_bytes = options.frame_ms * self._rate // 1000 * 2
         self.marks_on_clear = options.marks_on_clear == "echo"
@@ -76,7 +74,6 @@ class ExotelDialect(AppMessages):
 
     def opening(self) -> list[bytes]:
         spec, options = self._spec, self._options
-        self._sequence = 1
         parameters = query_parameters(spec.url) | spec.custom_parameters
         start: dict[str, Any] = {
             "stream_sid": spec.stream_sid,
@@ -94,21 +91,11 @@ class ExotelDialect(AppMessages):
         }
         message = {
             "event": "start",
-            "sequence_number": self._count(1),
+            "sequence_number": self._count(),
             "stream_sid": spec.stream_sid,
             "start": start,
         }
         return [b'{"event":"connected"}', msgspec.json.encode(message)]
-
-    def media(self, audio: bytes) -> bytes:
-        self._sequence = sequence = self._sequence + 1
-        self._chunk = chunk = self._chunk + 1
-        at = self._next_ms
-        self._next_ms = at + self._frame_ms
-        return media_message(self._media, sequence, chunk, at, audio)
-
-    def skip(self, frames: int) -> None:
-        self._next_ms += frames * self._frame_ms
 
     def dtmf(self, digit: str) -> bytes:
         return self._event("dtmf", {"digit": digit, "duration": _DTMF_DURATION_MS})
@@ -127,13 +114,13 @@ class ExotelDialect(AppMessages):
         return passthru(self._spec, self._options, end)
 
     def _event(self, event: str, body: dict[str, str]) -> bytes:
-        self._sequence += 1
-        number = self._count(self._sequence)
+        number = self._count()
         return msgspec.json.encode(
             {"event": event, "sequence_number": number, "stream_sid": self.stream_sid, event: body}
         )
 
-    def _count(self, number: int) -> str | int:
+    def _count(self) -> str | int:
+        number = self._messages.count()
         return str(number) if self._options.counters == "string" else number
 
 

@@ -36,7 +36,8 @@ from audiosocket.dialects.base import (
     Platform,
     StreamEnd,
 )
-from audiosocket.frame_steps import Parts, media_message
+from audiosocket.dialects.media_messages import MediaMessages
+from audiosocket.frame_steps import Parts
 from audiosocket.g711 import Encoding, ulaw_to_pcm
 from audiosocket.settings import PlivoOptions
 from audiosocket.wire import FRAME_MS
@@ -76,18 +77,17 @@ class PlivoDialect(AppMessages):
 
     __slots__ = (
         "_call_id",
-        "_chunk",
         "_content_type",
         "_extra",
-        "_media",
-        "_next_ms",
+        "_messages",
         "_requests",
-        "_sequence",
         "_spec",
         "_to_pcm",
         "encoding",
         "frame_bytes",
         "marks_on_clear",
+        "media",
+        "skip",
         "url",
     )
 
@@ -96,20 +96,21 @@ class PlivoDialect(AppMessages):
         options = PlivoOptions.model_validate(spec.dialect_options)
         self._spec = spec
         self._call_id = _uuid(spec.call_sid)
-        self._sequence = 0
-        self._chunk = 0
         self._requests = 0
-        self._next_ms = spec.created_at_ms
         self._extra = _extra_headers(spec, options)
         # The message with its four values left out.
         sid, extra = (msgspec.json.encode(text) for text in (self.stream_sid, self._extra))
-        self._media: Parts = (
+        parts: Parts = (
             b'{"event":"media","sequenceNumber":',
             b',"streamId":%b,"media":{"track":"inbound","timestamp":"' % sid,
             b'","chunk":',
             b',"payload":"',
             b'"},"extra_headers":%b}' % extra,
         )
+        self._messages = MediaMessages(parts, FRAME_MS, spec.created_at_ms, time_second=True)
+        self.media = self._messages.media
+        self.skip = self._messages.skip
+        self.usual_sid = None
         self._content_type = options.content_type.partition(";")[0]
         self.encoding = _ENCODINGS[self._content_type]
         self._to_pcm = _TO_PCM[self.encoding]
@@ -123,7 +124,7 @@ class PlivoDialect(AppMessages):
         return self._signed("http" + base.removeprefix("ws"), base)
 
     def opening(self) -> list[bytes]:
-        self._sequence = 1
+        number = self._messages.count()
         start = {
             "callId": self._call_id,
             "streamId": self.stream_sid,
@@ -131,21 +132,11 @@ class PlivoDialect(AppMessages):
             "tracks": ["inbound"],
             "mediaFormat": {"encoding": self._content_type, "sampleRate": SAMPLE_RATE},
         }
-        message = {"event": "start", "sequenceNumber": 1, "start": start, "extra_headers": self._extra}
+        message = {"event": "start", "sequenceNumber": number, "start": start, "extra_headers": self._extra}
         return [msgspec.json.encode(message)]
 
-    def media(self, audio: bytes) -> bytes:
-        self._sequence = sequence = self._sequence + 1
-        self._chunk = chunk = self._chunk + 1
-        at = self._next_ms
-        self._next_ms = at + FRAME_MS
-        return media_message(self._media, sequence, at, chunk, audio)
-
-    def skip(self, frames: int) -> None:
-        self._next_ms += frames * FRAME_MS
-
     def dtmf(self, digit: str) -> bytes:
-        body = {"track": "inbound", "digit": digit, "timestamp": str(self._next_ms)}
+        body = {"track": "inbound", "digit": digit, "timestamp": str(self._messages.next_ms)}
         return self._event("dtmf", dtmf=body, extra_headers=self._extra)
 
     def mark(self, name: str) -> bytes:
@@ -232,8 +223,7 @@ class PlivoDialect(AppMessages):
         return _TO_PCM[encoding](media.payload)
 
     def _event(self, event: str, **rest: object) -> bytes:
-        self._sequence += 1
-        named = {"event": event, "sequenceNumber": self._sequence, "streamId": self.stream_sid}
+        named = {"event": event, "sequenceNumber": self._messages.count(), "streamId": self.stream_sid}
         return msgspec.json.encode(named | rest)
 
 

@@ -18,7 +18,8 @@ import msgspec
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects.app_messages import AppMessages
 from audiosocket.dialects.base import AppMessage, HttpRequest, Platform, StreamEnd
-from audiosocket.frame_steps import Parts, media_message
+from audiosocket.dialects.media_messages import MediaMessages
+from audiosocket.frame_steps import Parts
 from audiosocket.g711 import Encoding, ulaw_to_pcm
 from audiosocket.settings import TwilioOptions
 from audiosocket.wire import FRAME_MS
@@ -42,15 +43,14 @@ class TwilioDialect(AppMessages):
 
     __slots__ = (
         "_call_sid",
-        "_chunk",
-        "_media",
-        "_next_ms",
+        "_messages",
         "_options",
-        "_sequence",
         "_spec",
         "encoding",
         "frame_bytes",
         "marks_on_clear",
+        "media",
+        "skip",
         "url",
     )
 
@@ -59,17 +59,17 @@ class TwilioDialect(AppMessages):
         self._options = TwilioOptions.model_validate(spec.dialect_options)
         self._spec = spec
         self._call_sid = "CA" + spec.call_sid
-        self._sequence = 0
-        self._chunk = 0
-        self._next_ms = 0
         # The message with its four values left out.
-        self._media: Parts = (
+        parts: Parts = (
             b'{"event":"media","sequenceNumber":"',
             b'","media":{"track":"inbound","chunk":"',
             b'","timestamp":"',
             b'","payload":"',
             b'"},"streamSid":%b}' % msgspec.json.encode(self.stream_sid),
         )
+        self._messages = MediaMessages(parts, FRAME_MS)
+        self.media = self._messages.media
+        self.skip = self._messages.skip
         self.encoding = Encoding.ULAW
         self.frame_bytes = FRAME_BYTES
         self.marks_on_clear = True
@@ -83,7 +83,7 @@ class TwilioDialect(AppMessages):
 
     def opening(self) -> list[bytes]:
         spec, options = self._spec, self._options
-        self._sequence = 1
+        number = str(self._messages.count())
         parameters = dict(spec.custom_parameters)
         if options.caller_parameter:
             parameters[options.caller_parameter] = spec.caller
@@ -97,18 +97,8 @@ class TwilioDialect(AppMessages):
             "mediaFormat": _MEDIA_FORMAT,
             "customParameters": parameters,
         }
-        message = {"event": "start", "sequenceNumber": "1", "start": start, "streamSid": self.stream_sid}
+        message = {"event": "start", "sequenceNumber": number, "start": start, "streamSid": self.stream_sid}
         return [_CONNECTED, msgspec.json.encode(message)]
-
-    def media(self, audio: bytes) -> bytes:
-        self._sequence = sequence = self._sequence + 1
-        self._chunk = chunk = self._chunk + 1
-        at = self._next_ms
-        self._next_ms = at + FRAME_MS
-        return media_message(self._media, sequence, chunk, at, audio)
-
-    def skip(self, frames: int) -> None:
-        self._next_ms += frames * FRAME_MS
 
     def dtmf(self, digit: str) -> bytes:
         return self._event("dtmf", {"track": "inbound_track", "digit": digit})
@@ -155,8 +145,7 @@ class TwilioDialect(AppMessages):
         return HttpRequest("POST", spec.callback_url, headers, tuple(form.items()))
 
     def _event(self, event: str, body: dict[str, str]) -> bytes:
-        self._sequence += 1
-        number = str(self._sequence)
+        number = str(self._messages.count())
         return msgspec.json.encode(
             {"event": event, "sequenceNumber": number, "streamSid": self.stream_sid, event: body}
         )

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import uuid
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import structlog
 
 from audiosocket import wire
 from audiosocket.callspec import MediaFigures
 from audiosocket.clock import Clock
+from audiosocket.compiled import FRAMES, usual
 from audiosocket.errors import WireError
 from audiosocket.legs.base import LegOwner
 from audiosocket.session import Session
@@ -32,7 +33,28 @@ BLOCKED_TICKS = 500
 log = structlog.get_logger(__name__)
 
 
-class AudioSocketLeg(asyncio.Protocol):
+if TYPE_CHECKING or FRAMES is None:
+
+    class LegState:
+        """What a frame reads and writes, where nothing is compiled."""
+
+        __slots__ = (
+            "_blocked_ticks",
+            "_closing",
+            "_socket",
+            "_transport",
+            "_usual_bytes",
+            "_usual_header",
+            "_whole",
+            "session",
+        )
+
+else:
+    LegState = FRAMES.AudioSocketLeg
+
+
+@usual("data_received", "_tick")
+class AudioSocketLeg(LegState, asyncio.Protocol):
     """One connection. See `MediaLeg`."""
 
     def __init__(self, clock: Clock, owner: LegOwner) -> None:
@@ -45,6 +67,8 @@ class AudioSocketLeg(asyncio.Protocol):
         self._blocked_ticks = 0
         self._usual_header = b""
         self._usual_bytes = 0
+        self._whole = True  # nothing of a frame is left over from the latest read
+        self._socket = -1  # its number while it is open: compiled code writes a frame to it without a detour
         self._closing = False
         self.session: Session | None = None
         self.leg_uuid = ""
@@ -63,6 +87,7 @@ class AudioSocketLeg(asyncio.Protocol):
         connection = transport.get_extra_info("socket")
         if connection is not None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket = connection.fileno()
         peername = transport.get_extra_info("peername")
         self.peer = str(peername[0]) if peername else ""
         self._transport.write(wire.SILENCE_FRAME)
@@ -75,7 +100,7 @@ class AudioSocketLeg(asyncio.Protocol):
             return
         session = self.session
         # Nearly always one read is one audio frame, as long as the one before it.
-        if data.startswith(self._usual_header) and len(data) == self._usual_bytes and not self._decoder.partial:
+        if data.startswith(self._usual_header) and len(data) == self._usual_bytes and self._whole:
             if session is not None:
                 session.caller_audio(data[wire.HEADER_BYTES :])
             return
@@ -84,6 +109,7 @@ class AudioSocketLeg(asyncio.Protocol):
         except WireError as error:
             self.hangup("leg_protocol_error", str(error))
             return
+        self._whole = not self._decoder.partial
         if len(frames) == 1 and session is not None and frames[0][0] == session.linear.kind and frames[0][1]:
             if len(data) == wire.HEADER_BYTES + len(frames[0][1]):
                 self._usual_header, self._usual_bytes = data[: wire.HEADER_BYTES], len(data)
@@ -96,6 +122,7 @@ class AudioSocketLeg(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
+        self._socket = -1  # the number is another connection's from now on
         if exc is not None and not self.end_detail:
             self.end_detail = f"{type(exc).__name__}: {exc}"
         self._stop_timers()
@@ -181,7 +208,12 @@ class AudioSocketLeg(asyncio.Protocol):
         if transport is None or self._closing:
             return
         session = self.session
-        data = wire.SILENCE_FRAME if session is None else session.tick(missed)
+        self._write(wire.SILENCE_FRAME if session is None else session.tick(missed), missed)
+
+    def _write(self, data: bytes, missed: int) -> None:
+        transport, session = self._transport, self.session
+        if transport is None:
+            return
         unsent = transport.get_write_buffer_size()
         if unsent and unsent > self._max_unsent_bytes():
             self.frames_unsent += 1

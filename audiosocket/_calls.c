@@ -1,0 +1,254 @@
+/* A call's frames from socket to message and back: the usual case of Session (audiosocket/session.py) and of
+ * AudioSocketLeg (audiosocket/legs/audiosocket.py). */
+#include "_frames.h"
+#include <errno.h>
+#include <sys/socket.h>
+
+#define HEADER_BYTES 3
+#define FRAME_ROOM 1024 /* of an AudioSocket frame of ours: 963 bytes at 24 kHz */
+#define PIECE_ROOM 8192 /* of samples that are made into a message without a Python object between */
+
+static int done(PyObject *result) {
+    if (result == NULL) return -1;
+    Py_DECREF(result);
+    return 0;
+}
+
+/* From the caller to the application */
+
+/* The payload as the application's samples: a table of 512 bytes gives two for each of it, one of 256 another one, and
+ * without one it stays what it is. */
+static Py_ssize_t put_samples(uint8_t *out, PyObject *payload, PyObject *table) {
+    const uint8_t *in = (const uint8_t *)PyBytes_AS_STRING(payload), *samples = (const uint8_t *)PyBytes_AS_STRING(table);
+    Py_ssize_t size = PyBytes_GET_SIZE(payload);
+    switch (PyBytes_GET_SIZE(table)) {
+    case 512:
+        for (Py_ssize_t i = 0; i < size; i++) memcpy(out + 2 * i, samples + 2 * in[i], 2);
+        return 2 * size;
+    case 256:
+        for (Py_ssize_t i = 0; i < size; i++) out[i] = samples[in[i]];
+        return size;
+    default:
+        memcpy(out, in, size);
+        return size;
+    }
+}
+
+static int send_media(session *self, media_messages *messages, const uint8_t *audio, Py_ssize_t size) {
+    Py_ssize_t room = media_message_room(messages, size);
+    PyObject *message = room < 0 ? NULL : PyBytes_FromStringAndSize(NULL, room);
+    if (message == NULL) return -1;
+    char *start = PyBytes_AS_STRING(message);
+    _PyBytes_Resize(&message, put_media_message(messages, start, audio, size) - start);
+    if (message == NULL) return -1;
+    self->sent++;
+    int failed = done(PyObject_CallOneArg(self->send, message));
+    Py_DECREF(message);
+    return failed;
+}
+
+int session_caller_audio(session *self, PyObject *payload) {
+    media_messages *messages = messages_of(self->media);
+    uint8_t piece[PIECE_ROOM];
+    Py_ssize_t rest = is_bytes(self->rest) ? PyBytes_GET_SIZE(self->rest) : PIECE_ROOM;
+    Py_ssize_t size = is_bytes(payload) && is_bytes(self->samples) ? PyBytes_GET_SIZE(payload) : 0;
+    Py_ssize_t made = size && PyBytes_GET_SIZE(self->samples) == 512 ? 2 * size : size;
+    if (!size || messages == NULL || !self->flowing || self->app_blocked || self->recorder != Py_None
+        || !is_a(self->turns, &turns_type) || ((turns *)self->turns)->heard != Py_None
+        || size > PIECE_ROOM / 4 || rest > PIECE_ROOM / 2 || rest + made > self->app_frame_bytes || made & 1)
+        return done(refer_to(SESSION_CALLER_AUDIO, (PyObject *)self, payload, NULL));
+    memcpy(piece, PyBytes_AS_STRING(self->rest), rest);
+    rest += put_samples(piece + rest, payload, self->samples);
+    self->caller_frames++;
+    self->gap_ticks = 0;
+    put_object(&((turns *)self->turns)->heard, Py_NewRef(payload));
+    int whole = rest == self->app_frame_bytes;
+    if (!whole || PyBytes_GET_SIZE(self->rest)) {
+        PyObject *left = PyBytes_FromStringAndSize((char *)piece, whole ? 0 : rest);
+        if (left == NULL) return -1;
+        put_object(&self->rest, left);
+    }
+    return whole ? send_media(self, messages, piece, rest) : 0;
+}
+
+static PyObject *caller_audio(PyObject *self, PyObject *payload) {
+    if (session_caller_audio((session *)self, payload) < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* From the application to the caller */
+
+int session_app_text(session *self, PyObject *message) {
+    if (!self->held && is_bytes(message) && is_bytes(self->usual_sid) && is_bytes(self->app_samples)
+        && is_a(self->playout, &playout_type)) {
+        PyObject *samples = PyBytes_GET_SIZE(self->app_samples) == 512 ? self->app_samples : NULL;
+        PyObject *audio = read_media_message(message, self->usual_sid, samples);
+        if (audio != NULL) {
+            self->media_received++;
+            self->bytes_received += PyBytes_GET_SIZE(audio);
+            int failed = playout_push((playout *)self->playout, audio);
+            Py_DECREF(audio);
+            return failed;
+        }
+        if (PyErr_Occurred()) return -1;
+    }
+    return done(refer_to(SESSION_APP_TEXT, (PyObject *)self, message, NULL));
+}
+
+static PyObject *app_text(PyObject *self, PyObject *message) {
+    if (session_app_text((session *)self, message) < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *refer_tick(enum reference which, PyObject *self, long long missed) {
+    PyObject *number = PyLong_FromLongLong(missed);
+    if (number == NULL) return NULL;
+    PyObject *result = refer_to(which, self, number, NULL);
+    Py_DECREF(number);
+    return result;
+}
+
+static int is_empty(PyObject *sized) {
+    return sized != NULL && PyObject_Size(sized) == 0;
+}
+
+/* One tick. The frame is the object that is returned, or lies in `out` (FRAME_ROOM) when `*size` is over 0. NULL and a
+ * size of 0: an exception. */
+static PyObject *session_tick(session *self, long long missed, uint8_t *out, Py_ssize_t *size) {
+    *size = 0;
+    playout *queue = (playout *)self->playout;
+    if (missed || self->held || !self->first_audio || self->recorder != Py_None || !is_a(self->playout, &playout_type)
+        || !is_a(self->turns, &turns_type) || !is_empty(queue->marks) || !is_empty(self->held_marks)
+        || (self->open && self->gap_ticks + 1 >= constants[GAP_TICKS]) || !is_bytes(self->header))
+        return refer_tick(SESSION_TICK, (PyObject *)self, missed);
+    self->ticks++;
+    if (self->open) self->gap_ticks++;
+    PyObject *frame = playout_tick(queue);
+    if (frame == NULL) return NULL;
+    if (turns_tick((turns *)self->turns, self->ticks, frame) < 0) {
+        Py_DECREF(frame);
+        return NULL;
+    }
+    if (frame == Py_None) {
+        Py_DECREF(frame);
+        if (self->prompt != Py_None || !is_bytes(queue->cut_off) || PyBytes_GET_SIZE(queue->cut_off))
+            return PyObject_CallMethod((PyObject *)self, "_nothing_played", NULL);
+        self->silence_played++;
+        return Py_NewRef(self->silence_frame);
+    }
+    Py_ssize_t header = PyBytes_GET_SIZE(self->header);
+    if (is_bytes(frame) && header + PyBytes_GET_SIZE(frame) <= FRAME_ROOM) {
+        *size = header + PyBytes_GET_SIZE(frame);
+        memcpy(out, PyBytes_AS_STRING(self->header), header);
+        memcpy(out + header, PyBytes_AS_STRING(frame), *size - header);
+        Py_DECREF(frame);
+        return NULL;
+    }
+    PyObject *whole = PyNumber_Add(self->header, frame);
+    Py_DECREF(frame);
+    return whole;
+}
+
+static PyObject *tick_session(PyObject *self, PyObject *argument) {
+    long long missed = PyLong_AsLongLong(argument);
+    if (missed == -1 && PyErr_Occurred()) return NULL;
+    uint8_t frame[FRAME_ROOM];
+    Py_ssize_t size;
+    PyObject *made = session_tick((session *)self, missed, frame, &size);
+    return size ? PyBytes_FromStringAndSize((char *)frame, size) : made;
+}
+
+#define SELF session
+static PyMethodDef session_methods[] = {
+    {"caller_audio", caller_audio, METH_O, NULL},
+    {"app_text", app_text, METH_O, NULL},
+    {"tick", tick_session, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+TYPE(session, SESSION, "Session")
+#undef SELF
+
+/* The leg */
+
+static PyObject *data_received(PyObject *object, PyObject *data) {
+    leg *self = (leg *)object;
+    Py_ssize_t size = is_bytes(data) ? PyBytes_GET_SIZE(data) : 0;
+    if (size <= HEADER_BYTES || size != self->usual_bytes || self->closing || !self->whole
+        || !is_a(self->session, &session_type) || !is_bytes(self->usual_header)
+        || PyBytes_GET_SIZE(self->usual_header) != HEADER_BYTES
+        || memcmp(PyBytes_AS_STRING(data), PyBytes_AS_STRING(self->usual_header), HEADER_BYTES) != 0)
+        return refer_to(LEG_DATA_RECEIVED, object, data, NULL);
+    PyObject *payload = PyBytes_FromStringAndSize(PyBytes_AS_STRING(data) + HEADER_BYTES, size - HEADER_BYTES);
+    if (payload == NULL) return NULL;
+    PyObject *carried = Py_NewRef(self->session);
+    int failed = session_caller_audio((session *)carried, payload);
+    Py_DECREF(carried);
+    Py_DECREF(payload);
+    if (failed < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Sends a frame straight to the socket where nothing waits before it. How much of it went; -1: an exception. */
+static Py_ssize_t send_now(leg *self, const void *data, Py_ssize_t size) {
+    if (self->socket < 0) return 0;
+    PyObject *waiting = PyObject_CallMethod(self->transport, "get_write_buffer_size", NULL);
+    if (waiting == NULL) return -1;
+    long long unsent = PyLong_AsLongLong(waiting);
+    Py_DECREF(waiting);
+    if (unsent == -1 && PyErr_Occurred()) return -1;
+    if (unsent) return 0;
+    ssize_t sent = send((int)self->socket, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return sent < 0 ? 0 : sent; /* whatever it was, the transport finds it too */
+}
+
+int leg_tick(leg *self, long long missed) {
+    if (self->closing || !is_a(self->session, &session_type) || self->transport == NULL || self->transport == Py_None)
+        return done(refer_tick(LEG_TICK, (PyObject *)self, missed));
+    uint8_t room[FRAME_ROOM];
+    Py_ssize_t size, sent;
+    PyObject *carried = Py_NewRef(self->session);
+    PyObject *made = session_tick((session *)carried, missed, room, &size);
+    Py_DECREF(carried);
+    if (made == NULL && size == 0) return -1;
+    const char *data = (char *)room;
+    if (made != NULL) {
+        if (!PyBytes_CheckExact(made)) {
+            PyErr_Format(PyExc_TypeError, "bytes expected, not %.80s", Py_TYPE(made)->tp_name);
+            Py_DECREF(made);
+            return -1;
+        }
+        data = PyBytes_AS_STRING(made);
+        size = PyBytes_GET_SIZE(made);
+    }
+    int failed = 0;
+    /* Closed meanwhile: there is no socket any more. */
+    if (self->transport == NULL || self->transport == Py_None || self->closing) goto out;
+    sent = send_now(self, data, size);
+    if (sent < 0) {
+        failed = -1;
+    } else if (sent == size) {
+        self->blocked_ticks = 0;
+    } else {
+        PyObject *left = PyBytes_FromStringAndSize(data + sent, size - sent);
+        failed = left == NULL ? -1 : done(PyObject_CallMethod((PyObject *)self, "_write", "OL", left, missed));
+        Py_XDECREF(left);
+    }
+out:
+    Py_XDECREF(made);
+    return failed;
+}
+
+static PyObject *tick_leg(PyObject *self, PyObject *argument) {
+    long long missed = PyLong_AsLongLong(argument);
+    if (missed == -1 && PyErr_Occurred()) return NULL;
+    if (leg_tick((leg *)self, missed) < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+#define SELF leg
+static PyMethodDef leg_methods[] = {
+    {"data_received", data_received, METH_O, NULL}, {"_tick", tick_leg, METH_O, NULL}, {NULL, NULL, 0, NULL},
+};
+TYPE(leg, LEG, "AudioSocketLeg")
+#undef SELF
+

@@ -1,0 +1,264 @@
+"""The compiled steps of a frame and the rules in Python, side by side: the same bytes leave, and all state is the same.
+
+Where nothing is compiled, both are Python, and these tests hold Python to itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import resource
+import subprocess
+import sys
+from base64 import b64encode
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audiosocket.callspec import MediaFormat
+from audiosocket.compiled import FRAMES
+from tests.media import call_spec
+from tests.twin import as_it_is, in_python, slots, state
+
+pytestmark = pytest.mark.unit
+
+BOTH = (as_it_is(), in_python())
+FORMATS = ("ulaw", "alaw", "slin", "slin16", "slin24")
+SAMPLES = {"ulaw": 160, "alaw": 160, "slin": 160, "slin16": 320, "slin24": 480}
+SPOKEN = {"exotel": ("media", "mark", "clear"), "twilio": ("media", "mark", "clear"), "plivo": ("playAudio",) * 3}
+
+
+class Side:
+    """A session of one of the two, and all that comes out of it."""
+
+    def __init__(self, modules: dict[str, ModuleType], changes: dict[str, Any]) -> None:
+        self._modules = modules
+        self._now = itertools.count()
+        self.out: list[object] = []
+        spec, dialect = self._opened(changes)
+        self.session = modules["session"].Session(
+            spec,
+            dialect,
+            self.out.append,
+            lambda *note: self.out.append(note),
+            None,
+            lambda *told: self.out.append(told),
+        )
+        self.session.open()
+
+    def _opened(self, changes: dict[str, Any]) -> tuple[Any, Any]:
+        kind = self._modules["callspec"].CallSpec
+        spec = msgspec.convert(msgspec.to_builtins(call_spec(**changes)), kind)
+        return spec, self._modules["dialects"].open_dialect(spec)
+
+    def do(self, step: tuple[Any, ...]) -> object:
+        session = self.session
+        match step:
+            case ("caller", payload):
+                session.caller_audio(payload)
+            case ("app", message):
+                session.app_text(message)
+            case ("tick", missed):
+                return bytes(session.tick(missed))
+            case ("digit",):
+                session.digit("5")
+            case ("backlog", frames):
+                return session.caller_backlog(frames)
+            case ("blocked", blocked):
+                session.app_blocked = blocked
+            case ("prompt", frames):
+                session.play(iter(frames), lambda: self.out.append("over"))
+            case ("release",):
+                session.release()
+            case ("lost",):
+                session.lost()
+            case ("open",):
+                session.open(self.out.append)
+            case ("switch", changes):
+                session.switch(*self._opened(changes), self._modules["durations"].TurnTimes())
+            case ("stop",):
+                session.stop("callended")
+            case ("recorder", rate):
+                recorder = self._modules["recording.recorder"].Recorder
+                put = lambda block: self.out.append((block.first_tick, block.sent, block.heard))  # noqa: E731
+                session.recorder = recorder(rate, put, lambda: next(self._now)) if rate else None
+        return None
+
+    def state(self) -> list[dict[str, Any]]:
+        session = self.session
+        parts = [session, session.playout, session.turns, session.turns._floor, session._dialect._messages]
+        return [state(part, names) for part, names in zip(parts, ATTRIBUTES, strict=True)] + [
+            msgspec.to_builtins(session.figures()),
+            list(session._dialect.oddities.items()),
+        ]
+
+
+def _attributes() -> tuple[tuple[str, ...], ...]:
+    session = Side(BOTH[1], {}).session
+    parts = [session, session.playout, session.turns, session.turns._floor, session._dialect._messages]
+    return tuple(slots(type(part)) for part in parts)
+
+
+ATTRIBUTES = _attributes()
+LOUD = b"\x05\x91\x30\x7a\x2e\xb3"
+SIZES = st.sampled_from((0, 1, 2, 3, 40, 159, 160, 161, 320, 321, 640, 960, 1600, 3200, 5000))
+AUDIO = st.one_of(
+    st.builds(lambda size, seed: random.Random(seed).randbytes(size), SIZES, st.integers(0, 9)),
+    st.builds(lambda size: (LOUD * size)[:size], SIZES),
+    st.builds(lambda size, fill: bytes([fill]) * size, SIZES, st.sampled_from((0, 0x7F, 0xD5, 0xFF))),
+)
+CHANGES = st.fixed_dictionaries(
+    {"dialect": st.sampled_from(("exotel", "twilio", "plivo"))},
+    optional={
+        "one_way": st.booleans(),
+        "fade_ms": st.sampled_from((0.0, 5.0)),
+        "playout_max_seconds": st.sampled_from((0.1, 1.0, 60.0)),
+        "digits_to_caller": st.booleans(),
+    },
+)
+
+
+def told(dialect: str, event: str, **fields: Any) -> bytes:
+    """A message of the application."""
+    return msgspec.json.encode({"event": event} | fields)
+
+
+@st.composite
+def frames(draw: st.DrawFn, size: int, dialect: str) -> list[tuple[Any, ...]]:
+    """Some ticks of a call that goes on as usual, loud or not, in a direction or in both."""
+    media = SPOKEN[dialect][0]
+    caller, app = (
+        draw(st.sampled_from((LOUD, b"\xff", b"\xd5", b"\0", None))),
+        draw(st.sampled_from((LOUD, b"\0", None))),
+    )
+    chunk = draw(st.sampled_from((1, 1, 5)))
+    made: list[tuple[Any, ...]] = []
+    for at in range(draw(st.sampled_from((1, 6, 14, 60, 130)))):
+        if caller is not None:
+            made.append(("caller", (caller * size)[:size]))
+        if app is not None and at % chunk == 0:
+            audio = (app * size * 2)[: chunk * (160 if dialect == "twilio" else 320)]
+            made.append(("app", told(dialect, media, media={"payload": b64encode(audio).decode()})))
+        made.append(("tick", 0))
+    return made
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    """How a call begins, and what happens in it."""
+    changes = draw(CHANGES)
+    dialect = changes["dialect"]
+    changes["media_format"] = MediaFormat(draw(st.sampled_from(FORMATS if dialect == "exotel" else FORMATS[:3])))
+    changes["held"] = draw(st.sampled_from((False, False, True)))
+    if dialect == "exotel":
+        changes["dialect_options"] = {"frame_ms": draw(st.sampled_from((20, 100)))}
+    size = SAMPLES[changes["media_format"]] * (1 if changes["media_format"] in ("ulaw", "alaw") else 2)
+    rate = changes["media_format"].sample_rate
+    media, mark, clear = ("playAudio", "checkpoint", "clearAudio") if dialect == "plivo" else SPOKEN[dialect]
+    named = {"name": "m"} if dialect == "plivo" else {"mark": {"name": "m"}}
+    usual = frames(size, dialect)
+    step = st.one_of(
+        st.tuples(st.just("caller"), AUDIO),
+        AUDIO.map(lambda audio: ("app", told(dialect, media, media={"payload": b64encode(audio).decode()}))),
+        st.just(("app", told(dialect, mark, **named))),
+        st.just(("app", told(dialect, clear))),
+        st.just(("app", told(dialect, "dtmf", dtmf={"digits": "12"}))),
+        st.just(("app", b'{"event":')),
+        st.tuples(st.just("tick"), st.sampled_from((0, 0, 0, 1, 3, 20))),
+        st.just(("digit",)),
+        st.tuples(st.just("backlog"), st.sampled_from((1, 3, 4, 30))),
+        st.tuples(st.just("blocked"), st.booleans()),
+        st.just(("prompt", [bytes(rate // 25)] * 3)),
+        st.just(("release",)),
+        st.just(("lost",)),
+        st.just(("open",)),
+        st.just(("switch", {**changes, "held": False})),
+        st.just(("stop",)),
+        st.tuples(st.just("recorder"), st.sampled_from((0, rate))),
+    )
+    pieces = draw(st.lists(st.one_of(usual, step.map(lambda one: [one])), max_size=25))
+    return changes, [one for piece in pieces for one in piece]
+
+
+@settings(deadline=None)
+@given(calls())
+def test_a_call_is_the_same_on_both_sides(call: tuple[dict[str, Any], list[tuple[Any, ...]]]) -> None:
+    changes, steps = call
+    one, other = (Side(modules, changes) for modules in BOTH)
+    for at, step in enumerate(steps):
+        assert one.do(step) == other.do(step), (at, step)
+        assert one.out == other.out, (at, step)
+        one.out.clear()
+        other.out.clear()
+        assert one.state() == other.state(), (at, step)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "base", "methods"),
+    [
+        ("NoiseFloor", "loudness", "NoiseFloorState", set()),
+        ("Turns", "turns", "TurnsState", {"tick"}),
+        ("Playout", "playout", "PlayoutState", {"push", "tick"}),
+        ("MediaMessages", "dialects.media_messages", "MediaMessagesState", {"media"}),
+        ("Session", "carried", "SessionState", {"caller_audio", "app_text", "tick"}),
+        ("AudioSocketLeg", "legs.audiosocket", "LegState", {"data_received", "_tick"}),
+    ],
+)
+def test_what_is_compiled_holds_the_state_that_python_would(
+    name: str, module: str, base: str, methods: set[str]
+) -> None:
+    plain = getattr(BOTH[1][module], base)
+    assert plain.__module__ == f"audiosocket.{module}"
+    if FRAMES is None:
+        return
+    kept = getattr(BOTH[0][module], base)
+    assert kept is getattr(FRAMES, name)
+    assert {attribute for attribute in vars(kept) if not attribute.startswith("__")} == {*slots(plain), *methods}
+
+
+def test_a_million_usual_frames_leave_no_memory_behind() -> None:
+    side = Side(BOTH[0], {"media_format": MediaFormat.ULAW})
+    session = side.session
+    session._send = len
+    frame = LOUD * 26 + LOUD[:4]
+    message = told("exotel", "media", media={"payload": b64encode(frame * 2).decode()})
+
+    def carry(count: int) -> None:
+        for _ in range(count):
+            session.caller_audio(frame)
+            session.app_text(message)
+            session.tick(0)
+
+    carry(20_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    carry(1_000_000 if FRAMES is not None else 50_000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2000  # kB
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_checkout_that_was_edited_does_not_run_what_was_compiled_before(edited: bool, tmp_path: Path) -> None:
+    if FRAMES is None:
+        return
+    package = Path(FRAMES.__file__ or "").parent
+    copied = tmp_path / "audiosocket"
+    copied.mkdir()
+    for name in (
+        "__init__.py",
+        "compiled.py",
+        Path(FRAMES.__file__ or "").name,
+        *(p.name for p in package.glob("_*.[ch]")),
+    ):
+        (copied / name).write_bytes((package / name).read_bytes())
+    if edited:
+        (copied / "_rules.c").write_text("/* another one */")
+    run = "from audiosocket.compiled import STATE; print(STATE)"
+    found = subprocess.run(
+        [sys.executable, "-W", "always", "-c", run], cwd=tmp_path, env={}, capture_output=True, text=True
+    )
+    assert found.stdout.startswith("out of date" if edited else "in use"), found.stderr
+    assert ("RuntimeWarning: compiled steps of a frame out of date" in found.stderr) is edited
