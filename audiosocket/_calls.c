@@ -7,6 +7,7 @@
 #define HEADER_BYTES 3
 #define FRAME_ROOM 1024 /* of an AudioSocket frame of ours: 963 bytes at 24 kHz */
 #define PIECE_ROOM 8192 /* of samples that are made into a message without a Python object between */
+#define MESSAGE_ROOM 16384 /* of a message that is written where it is sent from */
 
 static int done(PyObject *result) {
     if (result == NULL) return -1;
@@ -36,6 +37,16 @@ static Py_ssize_t put_samples(uint8_t *out, PyObject *payload, PyObject *table) 
 
 static int send_media(session *self, media_messages *messages, const uint8_t *audio, Py_ssize_t size) {
     Py_ssize_t room = media_message_room(messages, size);
+    gate *out = gate_of(self->send);
+    if (out != NULL && 0 <= room && room <= MESSAGE_ROOM) {
+        uint8_t text[GATE_HEADER + MESSAGE_ROOM];
+        char *end = put_media_message(messages, (char *)text + GATE_HEADER, audio, size);
+        self->sent++;
+        Py_INCREF(out);
+        int failed = gate_send(out, text, end - (char *)text - GATE_HEADER);
+        Py_DECREF(out);
+        return failed;
+    }
     PyObject *message = room < 0 ? NULL : PyBytes_FromStringAndSize(NULL, room);
     if (message == NULL) return -1;
     char *start = PyBytes_AS_STRING(message);
@@ -78,26 +89,31 @@ static PyObject *caller_audio(PyObject *self, PyObject *payload) {
 
 /* From the application to the caller */
 
-int session_app_text(session *self, PyObject *message) {
-    if (!self->held && is_bytes(message) && is_bytes(self->usual_sid) && is_bytes(self->app_samples)
-        && is_a(self->playout, &playout_type)) {
-        PyObject *samples = PyBytes_GET_SIZE(self->app_samples) == 512 ? self->app_samples : NULL;
-        PyObject *audio = read_media_message(message, self->usual_sid, samples);
-        if (audio != NULL) {
-            self->media_received++;
-            self->bytes_received += PyBytes_GET_SIZE(audio);
-            int failed = playout_push((playout *)self->playout, audio);
-            Py_DECREF(audio);
-            return failed;
-        }
-        if (PyErr_Occurred()) return -1;
-    }
-    return done(refer_to(SESSION_APP_TEXT, (PyObject *)self, message, NULL));
+int session_usual_text(session *self, const uint8_t *message, Py_ssize_t size) {
+    if (self->held || !is_bytes(self->usual_sid) || !is_bytes(self->app_samples) || !is_a(self->playout, &playout_type))
+        return 0;
+    PyObject *samples = PyBytes_GET_SIZE(self->app_samples) == 512 ? self->app_samples : NULL;
+    PyObject *audio = read_media_message(message, size, self->usual_sid, samples);
+    if (audio == NULL) return PyErr_Occurred() ? -1 : 0;
+    self->media_received++;
+    self->bytes_received += PyBytes_GET_SIZE(audio);
+    int failed = playout_push((playout *)self->playout, audio);
+    Py_DECREF(audio);
+    return failed < 0 ? -1 : 1;
 }
 
 static PyObject *app_text(PyObject *self, PyObject *message) {
-    if (session_app_text((session *)self, message) < 0) return NULL;
+    int taken = 0;
+    if (is_bytes(message))
+        taken = session_usual_text((session *)self, (const uint8_t *)PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message));
+    if (taken < 0) return NULL;
+    if (taken == 0) return refer_to(SESSION_APP_TEXT, self, message, NULL);
     Py_RETURN_NONE;
+}
+
+session *session_of(PyObject *bound) {
+    if (bound == NULL || !PyCFunction_Check(bound) || PyCFunction_GET_FUNCTION(bound) != app_text) return NULL;
+    return (session *)PyCFunction_GET_SELF(bound);
 }
 
 static PyObject *refer_tick(enum reference which, PyObject *self, long long missed) {

@@ -11,7 +11,7 @@ static const char *const CONSTANT_NAMES[CONSTANTS] = {
 static PyObject *references[REFERENCES];
 static const char *const REFERENCE_NAMES[REFERENCES] = {
     "MediaMessages.media", "Playout.push", "Playout.tick", "Turns.tick", "Session.caller_audio", "Session.app_text", "Session.tick",
-    "AudioSocketLeg.data_received", "AudioSocketLeg._tick",
+    "AudioSocketLeg.data_received", "AudioSocketLeg._tick", "Gate.data_received", "Gate.send",
 };
 
 PyObject *refer_to(enum reference which, PyObject *self, PyObject *one, PyObject *two) {
@@ -110,7 +110,8 @@ static PyObject *media_message(PyObject *module, PyObject *const *args, Py_ssize
 static PyObject *media_payload(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
     if (!want_count(count, 2) || !want_bytes(args[0]) || !want_bytes(args[1])) return NULL;
-    PyObject *audio = read_media_message(args[0], args[1], NULL);
+    PyObject *audio = 
+        read_media_message((const uint8_t *)PyBytes_AS_STRING(args[0]), PyBytes_GET_SIZE(args[0]), args[1], NULL);
     if (audio != NULL || PyErr_Occurred()) return audio;
     Py_RETURN_NONE;
 }
@@ -127,10 +128,12 @@ PyMODINIT_FUNC PyInit__frames(void) {
     if (module == NULL) return NULL;
     PyTypeObject *types[] = {
         &noise_floor_type, &turns_type, &playout_type, &media_messages_type, &session_type, &leg_type,
+        &gate_type,
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (PyModule_AddType(module, types[i]) < 0) goto failed;
-    if (PyModule_AddStringConstant(module, "SOURCE", SOURCE) < 0 || prepare_rules() < 0) goto failed;
+    if (PyModule_AddStringConstant(module, "SOURCE", SOURCE) < 0 || prepare_rules() < 0 || prepare_stream() < 0)
+        goto failed;
     return module;
 failed:
     Py_DECREF(module);

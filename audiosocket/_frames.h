@@ -44,6 +44,10 @@
     O(session, "session") O(transport, "_transport") O(usual_header, "_usual_header") N(usual_bytes, "_usual_bytes")      \
     N(blocked_ticks, "_blocked_ticks") N(socket, "_socket") B(closing, "_closing") B(whole, "_whole")
 
+#define GATE(O, N, B)                                                                                                     \
+    O(owner, "_owner") O(unsent, "_unsent") O(write, "_write") O(send_otherwise, "_send_otherwise")                       \
+    N(socket, "_socket") N(max_bytes, "_max_bytes") B(between, "_between") B(reads, "_reads") B(sends, "_sends")
+
 #define FIELD_O(field, name) PyObject *field;
 #define FIELD_N(field, name) long long field;
 #define FIELD_B(field, name) char field;
@@ -54,6 +58,7 @@ STRUCT(playout, PLAYOUT)
 STRUCT(media_messages, MEDIA_MESSAGES)
 STRUCT(session, SESSION)
 STRUCT(leg, LEG)
+STRUCT(gate, GATE)
 
 /* In a file that defines a type: SELF is its struct. */
 #define MEMBER_O(field, name) {name, T_OBJECT_EX, offsetof(SELF, field), 0, NULL},
@@ -90,7 +95,7 @@ STRUCT(leg, LEG)
         .tp_members = type##_members,                                                                                     \
         .tp_methods = type##_methods,                                                                                     \
     };
-extern PyTypeObject noise_floor_type, turns_type, playout_type, media_messages_type, session_type, leg_type;
+extern PyTypeObject noise_floor_type, turns_type, playout_type, media_messages_type, session_type, leg_type, gate_type;
 
 /* Whether an object is there and of a type, or of a class made of it. */
 static inline int is_a(PyObject *object, PyTypeObject *type) { return object != NULL && PyObject_TypeCheck(object, type); }
@@ -104,7 +109,7 @@ static inline void put_object(PyObject **field, PyObject *object) { /* takes the
 /* The methods in Python that the compiled ones stand in front of; `refer` in the module puts them here. */
 enum reference {
     MEDIA_MESSAGES_MEDIA, PLAYOUT_PUSH, PLAYOUT_TICK, TURNS_TICK, SESSION_CALLER_AUDIO, SESSION_APP_TEXT, SESSION_TICK, LEG_DATA_RECEIVED,
-    LEG_TICK, REFERENCES
+    LEG_TICK, GATE_DATA_RECEIVED, GATE_SEND, REFERENCES
 };
 PyObject *refer_to(enum reference which, PyObject *self, PyObject *one, PyObject *two); /* `two` may be NULL */
 /* What the rules in Python name; `refer` again. */
@@ -120,7 +125,7 @@ char *put_base64(char *out, const uint8_t *data, Py_ssize_t size);
 char *put_number(char *out, unsigned long long number);
 /* The audio of a media message in the usual shape, through a table of samples if there is one; NULL without an error: it
  * is in another shape. */
-PyObject *read_media_message(PyObject *message, PyObject *stream_sid, PyObject *samples);
+PyObject *read_media_message(const uint8_t *message, Py_ssize_t size, PyObject *stream_sid, PyObject *samples);
 /* For each byte of `data` the two bytes that stand for it in the 512 of `table`. */
 PyObject *look_up_samples(PyObject *data, PyObject *table);
 int check_parts(PyObject *parts, Py_ssize_t *size);
@@ -132,6 +137,7 @@ char *put_media_message(media_messages *self, char *out, const uint8_t *audio, P
 media_messages *messages_of(PyObject *media);
 
 int prepare_rules(void);
+int prepare_stream(void);
 /* _rules.c; each gives -1, or NULL, at an exception */
 int turns_tick(turns *self, long long now, PyObject *played);
 int playout_push(playout *self, PyObject *audio);
@@ -139,4 +145,14 @@ PyObject *playout_tick(playout *self);
 
 /* _calls.c */
 int session_caller_audio(session *self, PyObject *payload);
-int session_app_text(session *self, PyObject *message);
+/* A text message of the application: 1 when it was a usual one and has been taken, 0 when it was not. */
+int session_usual_text(session *self, const uint8_t *message, Py_ssize_t size);
+/* The session behind a bound `app_text` of its type; NULL: it is something else. */
+session *session_of(PyObject *app_text);
+
+/* _stream.c */
+/* The gate behind a bound `send` of its type, where it may write to the socket; NULL: it has to be called. */
+gate *gate_of(PyObject *send);
+/* Sends a text message that is written to `room` by the caller, GATE_HEADER bytes behind its start. */
+#define GATE_HEADER 14
+int gate_send(gate *self, uint8_t *room, Py_ssize_t size);

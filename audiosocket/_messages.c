@@ -227,9 +227,8 @@ static PyObject *from_base64(piece text) {
     return made;
 }
 
-PyObject *read_media_message(PyObject *message, PyObject *stream_sid, PyObject *samples) {
-    const uint8_t *start = (const uint8_t *)PyBytes_AS_STRING(message);
-    text t = {start, start + PyBytes_GET_SIZE(message)};
+PyObject *read_media_message(const uint8_t *start, Py_ssize_t size, PyObject *stream_sid, PyObject *samples) {
+    text t = {start, start + size};
     piece sid = {(const uint8_t *)PyBytes_AS_STRING(stream_sid), PyBytes_GET_SIZE(stream_sid)}, payload = {start, 0};
     if (!read_message(&t, sid, &payload)) return NULL;
     PyObject *audio = from_base64(payload);

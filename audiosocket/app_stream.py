@@ -18,6 +18,8 @@ from typing import Protocol
 import picows
 from aiohappyeyeballs import start_connection
 
+from audiosocket.app_gate import Gate
+from audiosocket.compiled import FRAMES
 from audiosocket.errors import ApplicationError
 
 CLOSE_SECONDS = 2.0
@@ -54,6 +56,7 @@ class AppStream(picows.WSListener):
         self._owner = owner
         self._max_bytes = message_max_bytes
         self._transport: picows.WSTransport | None = None
+        self._gate: Gate | None = None
         self._fragments: list[bytes] = []
         self._fragments_bytes = 0
         self._fragments_text = True
@@ -63,7 +66,8 @@ class AppStream(picows.WSListener):
         self.reset = False
         """Whether the connection was torn down (RST, time-out), and not ended by the application in order (FIN)."""
         self.send: Callable[[bytes], None] = _unsent
-        """Sends one text message; without an open connection it does nothing. It is picows' own call: one step less."""
+        """Sends one text message; without an open connection it does nothing. It is picows' own call, or the
+        gate's before it: one step less."""
 
     @property
     def transport(self) -> picows.WSTransport:
@@ -98,6 +102,7 @@ class AppStream(picows.WSListener):
             return
         if not self._close_sent:
             self._close_sent = True
+            self._judge()
             transport.send_close(picows.WSCloseCode.OK)
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
@@ -113,6 +118,9 @@ class AppStream(picows.WSListener):
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self._transport = transport
         self.send = partial(transport.send, _TEXT)
+        if FRAMES is not None and not transport.is_secure:
+            self._gate = Gate(self._owner, transport, self.send, self._judge, self._max_bytes)
+            self.send = self._gate.send
         transport.underlying_transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
@@ -128,6 +136,9 @@ class AppStream(picows.WSListener):
             )
         elif kind == _TEXT and frame.fin and not self._fragments:
             self._owner.app_text(frame.get_payload_as_bytes())
+            if self._gate is not None and self._gate.shut and not frame.tail_size and not self._close_sent:
+                self._gate.take_over()
+                self._judge()
         elif kind == picows.WSMsgType.CLOSE:
             self._peer_close(transport, frame)
         elif kind == picows.WSMsgType.PING:
@@ -141,13 +152,20 @@ class AppStream(picows.WSListener):
 
     def pause_writing(self) -> None:
         self._blocked = True
+        self._judge()
         self._owner.app_blocked(True)
 
     def resume_writing(self) -> None:
         self._blocked = False
+        self._judge()
         self._owner.app_blocked(False)
 
     # Inside
+
+    def _judge(self) -> None:
+        if self._gate is not None:
+            usual = self._ending is None and not self._close_sent
+            self._gate.use(reads=usual and not self._blocked and not self._fragments, sends=usual)
 
     def _peer_close(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         code = int.from_bytes(frame.get_payload_as_bytes()[:2], "big") if frame.payload_size >= 2 else 1005

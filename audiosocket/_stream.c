@@ -1,0 +1,149 @@
+/* The application's WebSocket over plain TCP: the usual case of Gate (audiosocket/app_gate.py). */
+#include "_frames.h"
+#include <pthread.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+
+#define TEXT_WHOLE 0x81 /* a text frame that is a whole message */
+#define MASKED 0x80
+
+static int done(PyObject *result) {
+    if (result == NULL) return -1;
+    Py_DECREF(result);
+    return 0;
+}
+
+/* Masking keys must not be foreseen (RFC 6455, section 5.3): they come from the kernel, many at a time. */
+static uint8_t keys[4096];
+static size_t keys_left;
+
+static void forget_keys(void) { keys_left = 0; } /* in a child process: it needs keys of its own */
+
+int prepare_stream(void) {
+    if (pthread_atfork(NULL, NULL, forget_keys) == 0) return 0;
+    PyErr_NoMemory();
+    return -1;
+}
+
+static int next_key(uint8_t key[4]) {
+    if (keys_left == 0) {
+        for (size_t have = 0; have < sizeof keys;) {
+            ssize_t more = getrandom(keys + have, sizeof keys - have, 0);
+            if (more < 0 && PyErr_CheckSignals() < 0) return -1;
+            if (more > 0) have += more;
+        }
+        keys_left = sizeof keys;
+    }
+    keys_left -= 4;
+    memcpy(key, keys + keys_left, 4);
+    return 0;
+}
+
+/* From the application */
+
+/* A frame at `data`: its header's length and the payload's; 0: it is not a whole text message that lies there whole. */
+static Py_ssize_t text_header(const uint8_t *data, Py_ssize_t size, long long most, Py_ssize_t *payload) {
+    if (size < 2 || data[0] != TEXT_WHOLE || data[1] & MASKED) return 0;
+    Py_ssize_t header = 2, length = data[1];
+    if (length == 126) {
+        header = 4;
+        if (size < header) return 0;
+        length = data[2] << 8 | data[3];
+    } else if (length == 127) {
+        return 0;
+    }
+    *payload = length;
+    return length <= most && size - header >= length ? header : 0;
+}
+
+static int take_text(gate *self, const uint8_t *text, Py_ssize_t size) {
+    PyObject *app_text = PyObject_GetAttrString(self->owner, "app_text");
+    if (app_text == NULL) return -1;
+    session *heard = session_of(app_text);
+    int taken = heard == NULL ? 0 : session_usual_text(heard, text, size);
+    if (taken == 0) {
+        PyObject *message = PyBytes_FromStringAndSize((const char *)text, size);
+        taken = message == NULL ? -1 : done(PyObject_CallOneArg(app_text, message));
+        Py_XDECREF(message);
+    }
+    Py_DECREF(app_text);
+    return taken < 0 ? -1 : 0;
+}
+
+static PyObject *data_received(PyObject *object, PyObject *data) {
+    gate *self = (gate *)object;
+    if (!is_bytes(data)) return refer_to(GATE_DATA_RECEIVED, object, data, NULL);
+    const uint8_t *start = (const uint8_t *)PyBytes_AS_STRING(data);
+    Py_ssize_t size = PyBytes_GET_SIZE(data), at = 0, payload, header;
+    while (self->reads && self->between && (header = text_header(start + at, size - at, self->max_bytes, &payload))) {
+        if (take_text(self, start + at + header, payload) < 0) return NULL;
+        at += header + payload;
+    }
+    if (at == size) Py_RETURN_NONE;
+    if (at == 0) return refer_to(GATE_DATA_RECEIVED, object, data, NULL);
+    PyObject *rest = PyBytes_FromStringAndSize((const char *)start + at, size - at);
+    if (rest == NULL) return NULL;
+    PyObject *result = refer_to(GATE_DATA_RECEIVED, object, rest, NULL);
+    Py_DECREF(rest);
+    return result;
+}
+
+/* To the application */
+
+int gate_send(gate *self, uint8_t *room, Py_ssize_t size) {
+    PyObject *waiting = PyObject_CallNoArgs(self->unsent);
+    if (waiting == NULL) return -1;
+    long long unsent = PyLong_AsLongLong(waiting);
+    Py_DECREF(waiting);
+    if (unsent == -1 && PyErr_Occurred()) return -1;
+    uint8_t *text = room + GATE_HEADER, key[8];
+    Py_ssize_t header = (size < 126 ? 2 : size < 65536 ? 4 : 10) + 4;
+    uint8_t *frame = text - header;
+    if (next_key(key) < 0) return -1;
+    memcpy(key + 4, key, 4);
+    frame[0] = TEXT_WHOLE;
+    if (size < 126) {
+        frame[1] = MASKED | size;
+    } else if (size < 65536) {
+        frame[1] = MASKED | 126;
+        frame[2] = size >> 8;
+        frame[3] = size & 255;
+    } else {
+        frame[1] = MASKED | 127;
+        for (int i = 0; i < 8; i++) frame[2 + i] = (uint8_t)((unsigned long long)size >> 8 * (7 - i));
+    }
+    memcpy(text - 4, key, 4);
+    uint64_t wide, word;
+    memcpy(&wide, key, 8);
+    Py_ssize_t at = 0;
+    for (; size - at >= 8; at += 8) {
+        memcpy(&word, text + at, 8);
+        word ^= wide;
+        memcpy(text + at, &word, 8);
+    }
+    for (; at < size; at++) text[at] ^= key[at & 3];
+    Py_ssize_t all = header + size;
+    ssize_t sent = unsent ? 0 : send((int)self->socket, frame, all, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent == all) return 0;
+    if (sent < 0) sent = 0; /* whatever it was, the transport finds it too */
+    PyObject *left = PyBytes_FromStringAndSize((char *)frame + sent, all - sent);
+    if (left == NULL) return -1;
+    int failed = done(PyObject_CallOneArg(self->write, left));
+    Py_DECREF(left);
+    return failed;
+}
+
+static PyObject *send_text(PyObject *object, PyObject *message) { return refer_to(GATE_SEND, object, message, NULL); }
+
+gate *gate_of(PyObject *bound) {
+    if (bound == NULL || !PyCFunction_Check(bound) || PyCFunction_GET_FUNCTION(bound) != send_text) return NULL;
+    gate *found = (gate *)PyCFunction_GET_SELF(bound);
+    return found->sends && found->socket >= 0 ? found : NULL;
+}
+
+#define SELF gate
+static PyMethodDef gate_methods[] = {
+    {"data_received", data_received, METH_O, NULL}, {"send", send_text, METH_O, NULL}, {NULL, NULL, 0, NULL},
+};
+TYPE(gate, GATE, "Gate")
+#undef SELF
