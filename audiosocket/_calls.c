@@ -125,7 +125,7 @@ static PyObject *refer_tick(enum reference which, PyObject *self, long long miss
 }
 
 static int is_empty(PyObject *sized) {
-    return sized != NULL && PyObject_Size(sized) == 0;
+    return sized != NULL && (PyList_CheckExact(sized) ? PyList_GET_SIZE(sized) : PyObject_Size(sized)) == 0;
 }
 
 /* One tick. The frame is the object that is returned, or lies in `out` (FRAME_ROOM) when `*size` is over 0. NULL and a
@@ -186,33 +186,44 @@ TYPE(session, SESSION, "Session")
 
 /* The leg */
 
-static PyObject *data_received(PyObject *object, PyObject *data) {
-    leg *self = (leg *)object;
-    Py_ssize_t size = is_bytes(data) ? PyBytes_GET_SIZE(data) : 0;
+/* What one read has given: `data`, or `object` with the same in it. */
+int leg_read(leg *self, const uint8_t *data, Py_ssize_t size, PyObject *object) {
     if (size <= HEADER_BYTES || size != self->usual_bytes || self->closing || !self->whole
         || !is_a(self->session, &session_type) || !is_bytes(self->usual_header)
         || PyBytes_GET_SIZE(self->usual_header) != HEADER_BYTES
-        || memcmp(PyBytes_AS_STRING(data), PyBytes_AS_STRING(self->usual_header), HEADER_BYTES) != 0)
-        return refer_to(LEG_DATA_RECEIVED, object, data, NULL);
-    PyObject *payload = PyBytes_FromStringAndSize(PyBytes_AS_STRING(data) + HEADER_BYTES, size - HEADER_BYTES);
-    if (payload == NULL) return NULL;
+        || memcmp(data, PyBytes_AS_STRING(self->usual_header), HEADER_BYTES) != 0) {
+        object = object != NULL ? Py_NewRef(object) : PyBytes_FromStringAndSize((const char *)data, size);
+        int failed = object == NULL ? -1 : done(refer_to(LEG_DATA_RECEIVED, (PyObject *)self, object, NULL));
+        Py_XDECREF(object);
+        return failed;
+    }
+    PyObject *payload = PyBytes_FromStringAndSize((const char *)data + HEADER_BYTES, size - HEADER_BYTES);
+    if (payload == NULL) return -1;
     PyObject *carried = Py_NewRef(self->session);
     int failed = session_caller_audio((session *)carried, payload);
     Py_DECREF(carried);
     Py_DECREF(payload);
-    if (failed < 0) return NULL;
+    return failed;
+}
+
+static PyObject *data_received(PyObject *self, PyObject *data) {
+    if (!is_bytes(data)) return refer_to(LEG_DATA_RECEIVED, self, data, NULL);
+    if (leg_read((leg *)self, (const uint8_t *)PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data) < 0) return NULL;
     Py_RETURN_NONE;
 }
 
 /* Sends a frame straight to the socket where nothing waits before it. How much of it went; -1: an exception. */
 static Py_ssize_t send_now(leg *self, const void *data, Py_ssize_t size) {
     if (self->socket < 0) return 0;
-    PyObject *waiting = PyObject_CallMethod(self->transport, "get_write_buffer_size", NULL);
-    if (waiting == NULL) return -1;
-    long long unsent = PyLong_AsLongLong(waiting);
-    Py_DECREF(waiting);
-    if (unsent == -1 && PyErr_Occurred()) return -1;
-    if (unsent) return 0;
+    if (self->queued) { /* by the transport's own write */
+        PyObject *waiting = PyObject_CallMethod(self->transport, "get_write_buffer_size", NULL);
+        if (waiting == NULL) return -1;
+        long long unsent = PyLong_AsLongLong(waiting);
+        Py_DECREF(waiting);
+        if (unsent == -1 && PyErr_Occurred()) return -1;
+        if (unsent) return 0;
+        self->queued = 0;
+    }
     ssize_t sent = send((int)self->socket, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
     return sent < 0 ? 0 : sent; /* whatever it was, the transport finds it too */
 }
@@ -259,6 +270,11 @@ static PyObject *tick_leg(PyObject *self, PyObject *argument) {
     if (missed == -1 && PyErr_Occurred()) return NULL;
     if (leg_tick((leg *)self, missed) < 0) return NULL;
     Py_RETURN_NONE;
+}
+
+leg *leg_of(PyObject *bound) {
+    if (bound == NULL || !PyCFunction_Check(bound) || PyCFunction_GET_FUNCTION(bound) != tick_leg) return NULL;
+    return (leg *)PyCFunction_GET_SELF(bound);
 }
 
 #define SELF leg

@@ -128,7 +128,7 @@ PyMODINIT_FUNC PyInit__frames(void) {
     if (module == NULL) return NULL;
     PyTypeObject *types[] = {
         &noise_floor_type, &turns_type, &playout_type, &media_messages_type, &session_type, &leg_type,
-        &gate_type,
+        &gate_type, &poll_type,
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (PyModule_AddType(module, types[i]) < 0) goto failed;

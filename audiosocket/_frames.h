@@ -28,8 +28,8 @@
     N(peak_bytes, "peak_bytes") B(skip_byte, "_skip_byte") B(waited, "_waited")
 
 #define MEDIA_MESSAGES(O, N, B)                                                                                           \
-    O(parts, "_parts") N(sequence, "sequence") N(chunk, "_chunk") N(next_ms, "next_ms") N(frame_ms, "_frame_ms")          \
-    B(time_second, "_time_second")
+    O(text, "_text") N(end_1, "_end_1") N(end_2, "_end_2") N(end_3, "_end_3") N(end_4, "_end_4") N(sequence, "sequence") N(chunk, "_chunk") N(next_ms, "next_ms")                    \
+    N(frame_ms, "_frame_ms") B(time_second, "_time_second")
 
 #define SESSION(O, N, B)                                                                                                  \
     O(playout, "playout") O(turns, "turns") O(rest, "_rest") O(send, "_send") O(media, "_media") O(convert, "_convert")   \
@@ -42,11 +42,13 @@
 
 #define LEG(O, N, B)                                                                                                      \
     O(session, "session") O(transport, "_transport") O(usual_header, "_usual_header") N(usual_bytes, "_usual_bytes")      \
-    N(blocked_ticks, "_blocked_ticks") N(socket, "_socket") B(closing, "_closing") B(whole, "_whole")
+    N(blocked_ticks, "_blocked_ticks") N(socket, "_socket") B(closing, "_closing") B(whole, "_whole")                         \
+    B(queued, "_queued")
 
 #define GATE(O, N, B)                                                                                                     \
-    O(owner, "_owner") O(unsent, "_unsent") O(write, "_write") O(send_otherwise, "_send_otherwise")                       \
-    N(socket, "_socket") N(max_bytes, "_max_bytes") B(between, "_between") B(reads, "_reads") B(sends, "_sends")
+    O(app_text, "_app_text") O(unsent, "_unsent") O(write, "_write") O(send_otherwise, "_send_otherwise")                       \
+    N(socket, "_socket") N(max_bytes, "_max_bytes") B(between, "_between") B(reads, "_reads") B(sends, "_sends") \
+    B(queued, "_queued")
 
 #define FIELD_O(field, name) PyObject *field;
 #define FIELD_N(field, name) long long field;
@@ -95,7 +97,7 @@ STRUCT(gate, GATE)
         .tp_members = type##_members,                                                                                     \
         .tp_methods = type##_methods,                                                                                     \
     };
-extern PyTypeObject noise_floor_type, turns_type, playout_type, media_messages_type, session_type, leg_type, gate_type;
+extern PyTypeObject noise_floor_type, turns_type, playout_type, media_messages_type, session_type, leg_type, gate_type, poll_type;
 
 /* Whether an object is there and of a type, or of a class made of it. */
 static inline int is_a(PyObject *object, PyTypeObject *type) { return object != NULL && PyObject_TypeCheck(object, type); }
@@ -149,8 +151,14 @@ int session_caller_audio(session *self, PyObject *payload);
 int session_usual_text(session *self, const uint8_t *message, Py_ssize_t size);
 /* The session behind a bound `app_text` of its type; NULL: it is something else. */
 session *session_of(PyObject *app_text);
+/* What one read has given: `data`, or `object` (or NULL) with the same in it. */
+int leg_read(leg *self, const uint8_t *data, Py_ssize_t size, PyObject *object);
+int leg_tick(leg *self, long long missed);
+/* The leg behind a bound `_tick` of its type; NULL: it is something else. */
+leg *leg_of(PyObject *tick);
 
 /* _stream.c */
+int gate_read(gate *self, const uint8_t *data, Py_ssize_t size, PyObject *object); /* as `leg_read` */
 /* The gate behind a bound `send` of its type, where it may write to the socket; NULL: it has to be called. */
 gate *gate_of(PyObject *send);
 /* Sends a text message that is written to `room` by the caller, GATE_HEADER bytes behind its start. */

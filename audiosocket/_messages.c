@@ -84,20 +84,32 @@ media_messages *messages_of(PyObject *bound) {
 }
 
 Py_ssize_t media_message_room(media_messages *self, Py_ssize_t size) {
-    Py_ssize_t parts;
-    if (!check_parts(self->parts, &parts)) return -1;
+    if (!is_bytes(self->text) || self->end_1 < 0 || self->end_2 < self->end_1 || self->end_3 < self->end_2
+        || self->end_4 < self->end_3 || PyBytes_GET_SIZE(self->text) < self->end_4) {
+        PyErr_SetString(PyExc_TypeError, "five parts of a text expected");
+        return -1;
+    }
     if (size > PY_SSIZE_T_MAX / 4) {
         PyErr_NoMemory();
         return -1;
     }
-    return parts + 3 * 20 + (size + 2) / 3 * 4;
+    return PyBytes_GET_SIZE(self->text) + 3 * 20 + (size + 2) / 3 * 4;
+}
+
+static char *put_piece(char *out, const char *text, long long from, long long to) {
+    memcpy(out, text + from, to - from);
+    return out + (to - from);
 }
 
 char *put_media_message(media_messages *self, char *out, const uint8_t *audio, Py_ssize_t size) {
+    const char *text = PyBytes_AS_STRING(self->text);
     unsigned long long sequence = ++self->sequence, chunk = ++self->chunk, at = self->next_ms;
     self->next_ms += self->frame_ms;
-    unsigned long long numbers[3] = {sequence, self->time_second ? at : chunk, self->time_second ? chunk : at};
-    return put_message(out, self->parts, numbers, audio, size);
+    out = put_number(put_piece(out, text, 0, self->end_1), sequence);
+    out = put_number(put_piece(out, text, self->end_1, self->end_2), self->time_second ? at : chunk);
+    out = put_number(put_piece(out, text, self->end_2, self->end_3), self->time_second ? chunk : at);
+    out = put_base64(put_piece(out, text, self->end_3, self->end_4), audio, size);
+    return put_piece(out, text, self->end_4, PyBytes_GET_SIZE(self->text));
 }
 
 static PyObject *media(PyObject *object, PyObject *audio) {

@@ -57,45 +57,48 @@ static Py_ssize_t text_header(const uint8_t *data, Py_ssize_t size, long long mo
 }
 
 static int take_text(gate *self, const uint8_t *text, Py_ssize_t size) {
-    PyObject *app_text = PyObject_GetAttrString(self->owner, "app_text");
-    if (app_text == NULL) return -1;
+    PyObject *app_text = Py_XNewRef(self->app_text);
     session *heard = session_of(app_text);
     int taken = heard == NULL ? 0 : session_usual_text(heard, text, size);
     if (taken == 0) {
         PyObject *message = PyBytes_FromStringAndSize((const char *)text, size);
-        taken = message == NULL ? -1 : done(PyObject_CallOneArg(app_text, message));
+        taken = message == NULL || app_text == NULL ? -1 : done(PyObject_CallOneArg(app_text, message));
         Py_XDECREF(message);
     }
-    Py_DECREF(app_text);
+    Py_XDECREF(app_text);
     return taken < 0 ? -1 : 0;
 }
 
-static PyObject *data_received(PyObject *object, PyObject *data) {
-    gate *self = (gate *)object;
-    if (!is_bytes(data)) return refer_to(GATE_DATA_RECEIVED, object, data, NULL);
-    const uint8_t *start = (const uint8_t *)PyBytes_AS_STRING(data);
-    Py_ssize_t size = PyBytes_GET_SIZE(data), at = 0, payload, header;
-    while (self->reads && self->between && (header = text_header(start + at, size - at, self->max_bytes, &payload))) {
-        if (take_text(self, start + at + header, payload) < 0) return NULL;
+int gate_read(gate *self, const uint8_t *data, Py_ssize_t size, PyObject *object) {
+    Py_ssize_t at = 0, payload, header;
+    while (self->reads && self->between && (header = text_header(data + at, size - at, self->max_bytes, &payload))) {
+        if (take_text(self, data + at + header, payload) < 0) return -1;
         at += header + payload;
     }
-    if (at == size) Py_RETURN_NONE;
-    if (at == 0) return refer_to(GATE_DATA_RECEIVED, object, data, NULL);
-    PyObject *rest = PyBytes_FromStringAndSize((const char *)start + at, size - at);
-    if (rest == NULL) return NULL;
-    PyObject *result = refer_to(GATE_DATA_RECEIVED, object, rest, NULL);
-    Py_DECREF(rest);
-    return result;
+    if (at == size) return 0;
+    object = at == 0 && object != NULL ? Py_NewRef(object) : PyBytes_FromStringAndSize((const char *)data + at, size - at);
+    int failed = object == NULL ? -1 : done(refer_to(GATE_DATA_RECEIVED, (PyObject *)self, object, NULL));
+    Py_XDECREF(object);
+    return failed;
+}
+
+static PyObject *data_received(PyObject *self, PyObject *data) {
+    if (!is_bytes(data)) return refer_to(GATE_DATA_RECEIVED, self, data, NULL);
+    if (gate_read((gate *)self, (const uint8_t *)PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data) < 0) return NULL;
+    Py_RETURN_NONE;
 }
 
 /* To the application */
 
 int gate_send(gate *self, uint8_t *room, Py_ssize_t size) {
-    PyObject *waiting = PyObject_CallNoArgs(self->unsent);
-    if (waiting == NULL) return -1;
-    long long unsent = PyLong_AsLongLong(waiting);
-    Py_DECREF(waiting);
-    if (unsent == -1 && PyErr_Occurred()) return -1;
+    if (self->queued) { /* by the transport's own write */
+        PyObject *waiting = PyObject_CallNoArgs(self->unsent);
+        if (waiting == NULL) return -1;
+        long long unsent = PyLong_AsLongLong(waiting);
+        Py_DECREF(waiting);
+        if (unsent == -1 && PyErr_Occurred()) return -1;
+        self->queued = unsent != 0;
+    }
     uint8_t *text = room + GATE_HEADER, key[8];
     Py_ssize_t header = (size < 126 ? 2 : size < 65536 ? 4 : 10) + 4;
     uint8_t *frame = text - header;
@@ -123,11 +126,12 @@ int gate_send(gate *self, uint8_t *room, Py_ssize_t size) {
     }
     for (; at < size; at++) text[at] ^= key[at & 3];
     Py_ssize_t all = header + size;
-    ssize_t sent = unsent ? 0 : send((int)self->socket, frame, all, MSG_DONTWAIT | MSG_NOSIGNAL);
+    ssize_t sent = self->queued ? 0 : send((int)self->socket, frame, all, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent == all) return 0;
     if (sent < 0) sent = 0; /* whatever it was, the transport finds it too */
     PyObject *left = PyBytes_FromStringAndSize((char *)frame + sent, all - sent);
     if (left == NULL) return -1;
+    self->queued = 1;
     int failed = done(PyObject_CallOneArg(self->write, left));
     Py_DECREF(left);
     return failed;

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import picows
 
+from audiosocket import reading
 from audiosocket.compiled import FRAMES, usual
 
 _CONTINUES = 126
@@ -25,9 +26,10 @@ if TYPE_CHECKING or FRAMES is None:
         """What a frame reads and writes, where nothing is compiled."""
 
         __slots__ = (
+            "_app_text",
             "_between",
             "_max_bytes",
-            "_owner",
+            "_queued",
             "_reads",
             "_send_otherwise",
             "_sends",
@@ -40,34 +42,29 @@ else:
     GateState = FRAMES.Gate
 
 
-class TextOwner(Protocol):
-    """Who is handed whole text messages."""
-
-    def app_text(self, message: bytes) -> None:
-        """A whole text message."""
-
-
 @usual("data_received", "send")
 class Gate(GateState, asyncio.Protocol):
     """See the module's text. `_between` says that the stream stands between two frames, `_reads` and `_sends` that the
     usual of a direction may be done here."""
 
-    __slots__ = ("_head", "_judge", "_left", "_picows", "_transport")
+    __slots__ = ("_fail", "_head", "_judge", "_left", "_picows", "_transport")
 
     def __init__(
         self,
-        owner: TextOwner,
+        app_text: Callable[[bytes], None],
         transport: picows.WSTransport,
         send: Callable[[bytes], None],
         judge: Callable[[], None],
+        fail: Callable[[Exception], None],
         max_bytes: int,
     ) -> None:
-        """`send` is picows' own, `max_bytes` the longest message that it takes. `judge` is called when picows has been
-        handed something, and calls `use`."""
+        """`app_text` takes whole text messages, `send` is picows' own, `max_bytes` the longest message that it takes.
+        `judge` is called when picows has been handed something, and calls `use`; `fail` when `app_text` has raised."""
         beneath = transport.underlying_transport
-        self._owner = owner
+        self._app_text = app_text
         self._transport = transport
         self._judge = judge
+        self._fail = fail
         self._picows: Any = None
         self._max_bytes = max_bytes
         self._send_otherwise = send
@@ -76,6 +73,7 @@ class Gate(GateState, asyncio.Protocol):
         self._socket = -1
         self._between = True
         self._reads = self._sends = False
+        self._queued = True  # the transport itself may have bytes that wait
         self._head = b""  # the beginning of a frame's header
         self._left = 0  # bytes of a frame that are still to come
 
@@ -91,6 +89,8 @@ class Gate(GateState, asyncio.Protocol):
         self._picows = beneath.get_protocol()
         self._socket = connection.fileno()
         beneath.set_protocol(self)
+        if reading.watch(self._socket, self):
+            beneath.pause_reading()
 
     def use(self, reads: bool, sends: bool) -> None:
         """Which directions are as usual."""
@@ -101,12 +101,14 @@ class Gate(GateState, asyncio.Protocol):
 
     def send(self, message: bytes) -> None:
         """Sends one text message; without an open connection it does nothing."""
+        self._queued = True
         self._send_otherwise(message)
 
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
         self._follow(data)
+        self._queued = True
         while data and not self._transport.is_disconnected:
             room = self._picows.get_buffer(-1)
             size = min(len(room), len(data))
@@ -127,8 +129,15 @@ class Gate(GateState, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._reads = self._sends = False
+        reading.forget(self._socket)
         self._socket = -1  # the number is another connection's from now on
         self._picows.connection_lost(exc)
+
+    def _reading_over(self) -> None:
+        self._transport.underlying_transport.resume_reading()
+
+    def _failed(self, error: Exception) -> None:
+        self._fail(error)
 
     def _follow(self, data: bytes) -> None:
         """Finds out whether the stream stands between two frames behind `data`."""

@@ -130,6 +130,8 @@ class AppStage:
             return
         self._finished = True
         self.app_text = _unheard
+        if self._stream is not None:
+            self._stream.mute()
         word = stop_word(reason)
         if word:
             self._session.stop(word)

@@ -62,6 +62,7 @@ class AppStream(picows.WSListener):
         self._fragments_text = True
         self._close_sent = False
         self._blocked = False
+        self._muted = False
         self._ending: tuple[str, str] | None = None
         self.reset = False
         """Whether the connection was torn down (RST, time-out), and not ended by the application in order (FIN)."""
@@ -79,6 +80,11 @@ class AppStream(picows.WSListener):
     def open(self) -> bool:
         """Whether the handshake was completed; it stays so."""
         return self._transport is not None
+
+    def mute(self) -> None:
+        """What the application sends from now on goes to the owner's `app_text` as it is then."""
+        self._muted = True
+        self._judge()
 
     async def wait_closed(self) -> tuple[str, str]:
         """Waits for the end of the connection; returns (reason, detail) in the words of `callspec.EndReason`."""
@@ -119,7 +125,7 @@ class AppStream(picows.WSListener):
         self._transport = transport
         self.send = partial(transport.send, _TEXT)
         if FRAMES is not None and not transport.is_secure:
-            self._gate = Gate(self._owner, transport, self.send, self._judge, self._max_bytes)
+            self._gate = Gate(self._owner.app_text, transport, self.send, self._judge, self._fault, self._max_bytes)
             self.send = self._gate.send
         transport.underlying_transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
 
@@ -165,7 +171,14 @@ class AppStream(picows.WSListener):
     def _judge(self) -> None:
         if self._gate is not None:
             usual = self._ending is None and not self._close_sent
-            self._gate.use(reads=usual and not self._blocked and not self._fragments, sends=usual)
+            reads = usual and not self._blocked and not self._muted and not self._fragments
+            self._gate.use(reads=reads, sends=usual)
+
+    def _fault(self, error: Exception) -> None:
+        if self._ending is None:
+            self._ending = ("worker_error", f"{type(error).__name__}: {error}")
+        if self._transport is not None:
+            self._transport.disconnect(graceful=False)
 
     def _peer_close(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         code = int.from_bytes(frame.get_payload_as_bytes()[:2], "big") if frame.payload_size >= 2 else 1005

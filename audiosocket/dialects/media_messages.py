@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from audiosocket.compiled import FRAMES, usual
@@ -12,7 +13,18 @@ if TYPE_CHECKING or FRAMES is None:
     class MediaMessagesState:
         """What a message reads and writes, where nothing is compiled."""
 
-        __slots__ = ("_chunk", "_frame_ms", "_parts", "_time_second", "next_ms", "sequence")
+        __slots__ = (
+            "_chunk",
+            "_end_1",
+            "_end_2",
+            "_end_3",
+            "_end_4",
+            "_frame_ms",
+            "_text",
+            "_time_second",
+            "next_ms",
+            "sequence",
+        )
 
 else:
     MediaMessagesState = FRAMES.MediaMessages
@@ -23,12 +35,14 @@ class MediaMessages(MediaMessagesState):
     """The media messages of one stream, all of one length. A dialect whose `media` is this one's as it is runs no
     Python for a message, where the steps of a frame are compiled."""
 
-    __slots__ = ()
+    __slots__ = ("_parts",)
 
     def __init__(self, parts: Parts, frame_ms: int, first_ms: int = 0, time_second: bool = False) -> None:
         """`parts` is the text around the sequence number, the chunk's number, the time in ms and the audio in base64;
         with `time_second` the time stands before the chunk's number. `first_ms` is the first message's time."""
         self._parts = parts
+        self._text = b"".join(parts)  # in one piece, and where each part ends
+        self._end_1, self._end_2, self._end_3, self._end_4 = list(accumulate(map(len, parts)))[:4]
         self._frame_ms = frame_ms
         self._time_second = time_second
         self._chunk = 0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import structlog
 
-from audiosocket import wire
+from audiosocket import reading, wire
 from audiosocket.callspec import MediaFigures
 from audiosocket.clock import Clock
 from audiosocket.compiled import FRAMES, usual
@@ -41,6 +41,7 @@ if TYPE_CHECKING or FRAMES is None:
         __slots__ = (
             "_blocked_ticks",
             "_closing",
+            "_queued",
             "_socket",
             "_transport",
             "_usual_bytes",
@@ -68,6 +69,8 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
         self._usual_header = b""
         self._usual_bytes = 0
         self._whole = True  # nothing of a frame is left over from the latest read
+        self._watched = False
+        self._queued = True  # the transport itself may have bytes that wait
         self._socket = -1  # its number while it is open: compiled code writes a frame to it without a detour
         self._closing = False
         self.session: Session | None = None
@@ -113,6 +116,7 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
         if len(frames) == 1 and session is not None and frames[0][0] == session.linear.kind and frames[0][1]:
             if len(data) == wire.HEADER_BYTES + len(frames[0][1]):
                 self._usual_header, self._usual_bytes = data[: wire.HEADER_BYTES], len(data)
+                self._watch()
             session.caller_audio(frames[0][1])
             return
         self._several(frames)
@@ -122,6 +126,7 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
+        reading.forget(self._socket)
         self._socket = -1  # the number is another connection's from now on
         if exc is not None and not self.end_detail:
             self.end_detail = f"{type(exc).__name__}: {exc}"
@@ -158,6 +163,22 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
             figures.frames_dropped["leg_blocked"] = self.frames_unsent
 
     # Inside
+
+    def _watch(self) -> None:
+        """From now on, frames are mostly usual ones."""
+        if not self._watched and self._transport is not None and reading.watch(self._socket, self):
+            self._watched = True
+            self._transport.pause_reading()
+
+    def _reading_over(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def _failed(self, error: Exception) -> None:
+        log.error("leg_failed", leg_uuid=self.leg_uuid, exc_info=error)
+        self.end_detail = f"{type(error).__name__}: {error}"
+        if self._transport is not None:
+            self._transport.abort()
 
     def _several(self, frames: list[tuple[int, bytes]]) -> None:
         stale = 0
@@ -224,6 +245,7 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
                 self.hangup("leg_silent", "Asterisk has read nothing for 10 s")
             return
         self._blocked_ticks = 0
+        self._queued = True
         transport.write(data)
 
     def _max_unsent_bytes(self) -> int:
