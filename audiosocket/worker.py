@@ -20,6 +20,7 @@ from audiosocket.app_stream import Dialler
 from audiosocket.breakers import BreakerDesk
 from audiosocket.callspec import HEARTBEAT_SECONDS, CallSpec, EndReason, LegOrder, MediaFigures, WorkerInfo
 from audiosocket.clock import Clock, now_ms
+from audiosocket.compiled import STATE as COMPILED
 from audiosocket.durations import TurnTimes
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.legs.audiosocket import AudioSocketLeg
@@ -393,7 +394,7 @@ class Worker:
             # From here on calls come. A supervisor that restarts one worker after the other goes on to the next now.
             self._ready = True
             listen = f"{options.host}:{self.port}"
-            log.info("worker_ready", worker=options.worker_id, listen=listen, capacity=self.capacity)
+            log.info("worker_ready", worker=options.worker_id, listen=listen, capacity=self.capacity, compiled=COMPILED)
             notify("READY=1")
 
     def why_not_alive(self) -> str:

@@ -26,6 +26,20 @@ pytestmark = pytest.mark.loop
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 LIMIT = 4096
+FIRST = b"first"
+
+
+@pytest.fixture(autouse=True, params=["picows reads", "picows has read the first message"])
+def behind_a_message(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the first whole message picows is left aside, where the steps of a frame are compiled."""
+    if request.param != "picows reads":
+        upgrade = Peer.upgrade
+
+        def and_a_message(peer: Peer, *, accept: str = "", more: str = "") -> None:
+            upgrade(peer, accept=accept, more=more)
+            peer.send(TEXT, FIRST)
+
+        monkeypatch.setattr(Peer, "upgrade", and_a_message)
 
 
 class Owner:
@@ -37,7 +51,8 @@ class Owner:
         self.blocked: list[bool] = []
 
     def app_text(self, message: bytes) -> None:
-        self.texts.append(message)
+        if message != FIRST:
+            self.texts.append(message)
 
     def app_binary(self) -> None:
         self.binaries += 1
