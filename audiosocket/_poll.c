@@ -115,13 +115,14 @@ static PyObject *read_ready(PyObject *object, PyObject *unused) {
         if (reader == NULL) continue; /* one before it has ended this one */
         ssize_t size = recv(number, arrived, sizeof arrived, MSG_DONTWAIT);
         if (size < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+        int error = size < 0 ? errno : 0;
         Py_INCREF(reader);
         int failed = 0;
         if (size > 0) {
             failed = take(reader, size);
         } else {
             drop(self, number);
-            PyObject *result = PyObject_CallMethod(reader, "_reading_over", NULL);
+            PyObject *result = PyObject_CallMethod(reader, "_reading_over", "i", error);
             if (result == NULL) failed = -1;
             Py_XDECREF(result);
         }

@@ -133,8 +133,12 @@ class Gate(GateState, asyncio.Protocol):
         self._socket = -1  # the number is another connection's from now on
         self._picows.connection_lost(exc)
 
-    def _reading_over(self) -> None:
-        self._transport.underlying_transport.resume_reading()
+    def _reading_over(self, error: int) -> None:
+        beneath = self._transport.underlying_transport
+        if error:
+            beneath.abort()
+        elif not self.eof_received():
+            beneath.close()
 
     def _failed(self, error: Exception) -> None:
         self._fail(error)

@@ -1,7 +1,7 @@
 """Sockets that compiled code reads: one wake-up of the loop takes what has arrived at all of them.
 
-A transport whose socket is watched here is told to pause reading. At the end of the stream, or at an error, it reads
-again by itself and finds that too, so that a connection ends as any other.
+A transport whose socket is watched here is told to pause reading. The reader is told of the end of the stream, or of an
+error, and does what the transport would do.
 """
 
 from __future__ import annotations

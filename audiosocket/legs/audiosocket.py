@@ -9,6 +9,7 @@ silence goes out at 8 kHz, whatever its rate: Asterisk resamples frame by frame.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import uuid
 from typing import TYPE_CHECKING, cast
@@ -170,13 +171,20 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
             self._watched = True
             self._transport.pause_reading()
 
-    def _reading_over(self) -> None:
-        if self._transport is not None:
-            self._transport.resume_reading()
+    def _reading_over(self, error: int) -> None:
+        """The connection has ended, or failed with the error of that number: what the transport would do."""
+        if self._transport is None:
+            return
+        if error:
+            self._failed(OSError(error, os.strerror(error)))
+        elif not self.eof_received():
+            self._transport.close()
 
     def _failed(self, error: Exception) -> None:
-        log.error("leg_failed", leg_uuid=self.leg_uuid, exc_info=error)
-        self.end_detail = f"{type(error).__name__}: {error}"
+        if not isinstance(error, OSError):
+            log.error("leg_failed", leg_uuid=self.leg_uuid, exc_info=error)
+        if not self.end_detail:
+            self.end_detail = f"{type(error).__name__}: {error}"
         if self._transport is not None:
             self._transport.abort()
 

@@ -5,9 +5,12 @@ Where nothing is compiled, both are Python, and these tests hold Python to itsel
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import random
 import resource
+import socket
 import subprocess
 import sys
 from base64 import b64encode
@@ -262,3 +265,140 @@ def test_a_checkout_that_was_edited_does_not_run_what_was_compiled_before(edited
     )
     assert found.stdout.startswith("out of date" if edited else "in use"), found.stderr
     assert ("RuntimeWarning: compiled steps of a frame out of date" in found.stderr) is edited
+
+
+class Line:
+    """A leg of one of the two on a real socket, whose other end is Asterisk's; its transport writes what it can."""
+
+    def __init__(self, modules: dict[str, ModuleType]) -> None:
+        self.here, self.there = socket.socketpair()
+        for end in (self.here, self.there):
+            end.setblocking(False)
+        self.here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that there is
+        self.buffer = b""
+        self.got = b""
+        self.told: list[object] = []
+        self.leg = modules["legs.audiosocket"].AudioSocketLeg(self, self)
+        self.leg.connection_made(self)
+        self.leg.data_received(b"\x01\x00\x10" + bytes(16))
+
+    # What the leg asks of its transport, its clock and its owner
+
+    def get_extra_info(self, name: str) -> Any:
+        return self if name == "socket" else None
+
+    def fileno(self) -> int:
+        return self.here.fileno()
+
+    def setsockopt(self, *option: int) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.buffer)
+
+    def write(self, data: bytes) -> None:
+        self.buffer += data
+        self.flush()
+
+    def flush(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self.buffer:
+                self.buffer = self.buffer[self.here.send(self.buffer) :]
+
+    def pause_reading(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+    abort = close
+
+    def add(self, tick: object) -> tuple[int, int]:
+        return 0, 0
+
+    def remove(self, ticking: tuple[int, int]) -> None:
+        pass
+
+    def leg_connected(self, leg: object) -> None:
+        pass
+
+    def leg_identified(self, leg: object, uuid: str) -> None:
+        self.told.append(uuid)
+
+    # The other end
+
+    def read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.got += self.there.recv(65536)
+
+    def end(self) -> None:
+        self.leg.connection_lost(None)
+        self.here.close()
+        self.there.close()
+
+    def leg_closed(self, leg: object) -> None:
+        self.told.append("over")
+
+
+READS = st.one_of(
+    st.tuples(st.just("read"), st.sampled_from((0, 1, 2, 3, 100, 162, 163, 164, 326, 700))),
+    st.tuples(st.just("tick"), st.sampled_from((0, 0, 0, 0, 2))),
+    st.tuples(st.just("taken"), st.just(0)),
+    st.tuples(st.just("flush"), st.just(0)),
+    st.tuples(st.just("ticks"), st.sampled_from((30, 600))),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(READS, max_size=60))
+def test_a_leg_is_the_same_on_both_sides(steps: list[tuple[str, int]]) -> None:
+    """However its bytes are cut, and however little of what it sends is read: nothing is lost, split or swapped."""
+
+    async def play() -> None:
+        lines = [Line(modules) for modules in BOTH]
+        sides = [Side(modules, {}) for modules in BOTH]
+        for line, side in zip(lines, sides, strict=True):
+            line.leg.session = side.session
+        stream = b"".join(b"\x10\x00\xa0" + bytes([at & 0x7F]) * 160 for at in range(200)) * 2
+        at = 0
+        for step, size in steps:
+            for line in lines:
+                match step:
+                    case "read":
+                        line.leg.data_received(stream[at : at + size])
+                    case "tick":
+                        line.leg._tick(size)
+                    case "ticks":
+                        for _ in range(size):
+                            line.leg._tick(0)
+                    case "taken":
+                        line.read()
+                    case "flush":
+                        line.flush()
+            if step == "read":
+                at += size
+            one, other = lines
+            assert sides[0].out == sides[1].out
+            assert sides[0].state() == sides[1].state()
+            assert one.told == other.told
+            names = (
+                "frames_unsent",
+                "ignored_frames",
+                "end_reason",
+                "end_detail",
+                "_blocked_ticks",
+                "_closing",
+                "_whole",
+            )
+            assert state(one.leg, names) == state(other.leg, names)
+        for line in lines:
+            while line.buffer:
+                line.flush()
+                line.read()
+            line.read()
+        assert lines[0].got == lines[1].got
+        for line in lines:
+            line.end()
+
+    asyncio.run(play())
