@@ -6,7 +6,7 @@
 long long constants[CONSTANTS];
 static const char *const CONSTANT_NAMES[CONSTANTS] = {
     "GAP_TICKS", "PAUSE_TICKS", "SILENCE_TICKS", "LOOK_TICKS", "AUDIBLE_SAMPLES", "SHARE", "NEVER", "LEVEL_COUNT",
-    "WINDOW_TICKS", "UNDERRUN_GAP_TICKS",
+    "WINDOW_TICKS", "UNDERRUN_GAP_TICKS", "PATIENT_TICKS", "SETTLE_TICKS",
 };
 static PyObject *references[REFERENCES];
 static const char *const REFERENCE_NAMES[REFERENCES] = {

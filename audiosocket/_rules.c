@@ -229,11 +229,27 @@ static void look_at_depth(playout *self, long long frames) {
     }
 }
 
+/* The frame while what stands too deep after a stall is worked off. The usual of Playout._recover: nothing does. Takes
+ * the reference over. */
+static PyObject *recover(playout *self, PyObject *frame, long long frames) {
+    long long after = constants[self->recovering <= constants[PATIENT_TICKS] ? WINDOW_TICKS : SETTLE_TICKS];
+    if (self->settle + 1 < after && (self->excess <= 0 || self->budget <= 0)) {
+        if (self->settle == 0 || frames < self->settle_min) self->settle_min = frames;
+        self->settle++;
+        self->since_cut++;
+        return frame;
+    }
+    PyObject *left = PyObject_CallMethod((PyObject *)self, "_recover", "OL", frame, frames);
+    Py_DECREF(frame);
+    return left;
+}
+
 PyObject *playout_tick(playout *self) {
     long long size = self->frame_bytes, depth = self->pushed - self->position;
-    if (size > 0 && !self->recovering && self->chunks != NULL) {
+    if (size > 0 && self->chunks != NULL) {
         if (depth == 0 && self->idle_ticks) {
             look_at_depth(self, 0);
+            if (self->recovering) self->recovering--;
             self->waited = 0;
             self->idle_ticks++;
             Py_RETURN_NONE;
@@ -244,6 +260,10 @@ PyObject *playout_tick(playout *self) {
                 look_at_depth(self, depth / size);
                 self->frames_played++;
                 self->position += size;
+                if (self->recovering && --self->recovering) {
+                    frame = recover(self, frame, depth / size);
+                    if (frame == NULL) return NULL;
+                }
                 put_object(&self->last, Py_NewRef(frame));
                 return frame;
             }

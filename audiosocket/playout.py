@@ -100,7 +100,9 @@ if TYPE_CHECKING or FRAMES is None:
         """What a piece of audio and a tick read and write, where nothing is compiled."""
 
         __slots__ = (
+            "_budget",
             "_chunks",
+            "_excess",
             "_frame_bytes",
             "_head",
             "_idle_ticks",
@@ -110,6 +112,9 @@ if TYPE_CHECKING or FRAMES is None:
             "_previous_min",
             "_pushed",
             "_recovering",
+            "_settle",
+            "_settle_min",
+            "_since_cut",
             "_skip_byte",
             "_waited",
             "_window_min",
@@ -124,19 +129,21 @@ else:
     PlayoutState = FRAMES.Playout
 
 
-@usual("push", "tick", UNDERRUN_GAP_TICKS=UNDERRUN_GAP_TICKS, WINDOW_TICKS=WINDOW_TICKS)
+@usual(
+    "push",
+    "tick",
+    PATIENT_TICKS=PATIENT_TICKS,
+    SETTLE_TICKS=SETTLE_TICKS,
+    UNDERRUN_GAP_TICKS=UNDERRUN_GAP_TICKS,
+    WINDOW_TICKS=WINDOW_TICKS,
+)
 class Playout(PlayoutState):
     """See the module's text. Figures are plain attributes that only grow."""
 
     __slots__ = (
         "_baseline",
-        "_budget",
-        "_excess",
         "_fade_samples",
         "_pace",
-        "_settle",
-        "_settle_min",
-        "_since_cut",
         "cleared_bytes",
         "overrun_bytes",
         "recovered_frames",

@@ -210,6 +210,10 @@ class _Socket:
     def underlying_transport(self) -> _Socket:
         return self
 
+    @property
+    def is_secure(self) -> bool:
+        return True  # everything stays with picows
+
     def set_write_buffer_limits(self, high: int) -> None:
         pass
 
