@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 import resource
 import socket
@@ -24,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiosocket.callspec import MediaFormat
-from audiosocket.compiled import FRAMES
+from audiosocket.compiled import FRAMES, SWITCH
 from tests.media import call_spec
 from tests.twin import as_it_is, in_python, slots, state
 
@@ -140,6 +141,7 @@ def frames(draw: st.DrawFn, size: int, dialect: str) -> list[tuple[Any, ...]]:
         draw(st.sampled_from((LOUD, b"\0", None))),
     )
     chunk = draw(st.sampled_from((1, 1, 5)))
+    late = draw(st.sampled_from((0, 0, 0, 1, 2, 4)))
     made: list[tuple[Any, ...]] = []
     for at in range(draw(st.sampled_from((1, 6, 14, 60, 130)))):
         if caller is not None:
@@ -147,7 +149,7 @@ def frames(draw: st.DrawFn, size: int, dialect: str) -> list[tuple[Any, ...]]:
         if app is not None and at % chunk == 0:
             audio = (app * size * 2)[: chunk * (160 if dialect == "twilio" else 320)]
             made.append(("app", told(dialect, media, media={"payload": b64encode(audio).decode()})))
-        made.append(("tick", 0))
+        made.append(("tick", late if at == 3 else 0))
     return made
 
 
@@ -184,11 +186,11 @@ def calls(draw: st.DrawFn) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
         st.just(("stop",)),
         st.tuples(st.just("recorder"), st.sampled_from((0, rate))),
     )
-    pieces = draw(st.lists(st.one_of(usual, step.map(lambda one: [one])), max_size=25))
-    return changes, [one for piece in pieces for one in piece]
+    pieces = draw(st.lists(st.tuples(usual, st.lists(step, max_size=2)), max_size=8))
+    return changes, [one for goes_on, odd in pieces for one in [*goes_on, *odd]]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=100)
 @given(calls())
 def test_a_call_is_the_same_on_both_sides(call: tuple[dict[str, Any], list[tuple[Any, ...]]]) -> None:
     changes, steps = call
@@ -241,6 +243,16 @@ def test_a_million_usual_frames_leave_no_memory_behind() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     carry(1_000_000 if FRAMES is not None else 50_000)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2000  # kB
+
+
+RULES = "session session_streams playout turns fades frame_steps exotel twilio plivo"
+
+
+def test_the_rules_hold_without_compiled_steps_as_well() -> None:
+    tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in RULES.split()]
+    run = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
+    found = subprocess.run(run, env=os.environ | {SWITCH: "no"}, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
 
 
 @pytest.mark.parametrize("edited", [False, True])
