@@ -35,9 +35,11 @@ exten => ivr,1,Answer()
 """
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Onward]:
-    (desk_port, dead) = free_ports(2)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["audiosocket", "rtp"])
+async def system(
+    request: pytest.FixtureRequest, asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Onward]:
+    (desk_port, dead, rtp_port, *_) = free_ports(6)
     folder = tmp_path_factory.mktemp("fork")
 
     def fork(**more: Any) -> dict[str, Any]:
@@ -61,6 +63,8 @@ async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.Tem
             {"did": LIMITED, "application": "fork", "max_seconds": 2},
         ],
     }
+    if request.param == "rtp":
+        changes["gateway"] = {"rtp_listen": f"127.0.0.1:{rtp_port}"}
     async with live_system(asterisk_install, folder, calls=20, changes=changes, applications=applications) as live:
         (live.system.asterisk.layout.etc / "extensions-after-application.conf").write_text(DIALPLAN)
         await live.system.asterisk.rx("dialplan reload")
@@ -111,7 +115,8 @@ class Talk:
         return (await self.live.record(self.call, ended=False)).state
 
     async def reached(self, state: str) -> None:
-        async with asyncio.timeout(8):
+        # That the worker of an RTP leg has gone is known after 5 to 7 s, and 5 s more are waited for its report.
+        async with asyncio.timeout(20):
             while await self.state() != state:
                 await asyncio.sleep(0.05)
 
