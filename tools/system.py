@@ -62,8 +62,13 @@ class System:
     """An async context manager. `progress` is told each step as it is done."""
 
     def __init__(
-        self, config_path: Path, install: AsteriskInstall, progress: Callable[[str], None] = lambda line: None
+        self,
+        config_path: Path,
+        install: AsteriskInstall,
+        progress: Callable[[str], None] = lambda line: None,
+        worker_prefix: tuple[str, ...] = (),
     ) -> None:
+        """`worker_prefix`: a command that becomes the workers' own, such as `ip netns exec NAME`."""
         make_secrets(config_path)
         self.config_path = config_path
         self.config: Config = load(config_path)
@@ -73,7 +78,9 @@ class System:
         self.stores = self._trunkbridge("stores", "stores_ready", str(config_path))
         self.controller = self._trunkbridge("controller", "controller_ready")
         self.workers = [
-            self._trunkbridge("gateway", "worker_ready", "--worker", str(index), name=f"gateway@{index}")
+            self._trunkbridge(
+                "gateway", "worker_ready", "--worker", str(index), name=f"gateway@{index}", prefix=worker_prefix
+            )
             for index in range(self.config.gateway.workers)
         ]
         self.applications = {
@@ -165,8 +172,10 @@ class System:
         finally:
             await pool.close()
 
-    def _trunkbridge(self, command: str, ready: str, *arguments: str, name: str = "") -> Process:
-        argv = [sys.executable, "-m", "ari_app.cli.main", command, *arguments]
+    def _trunkbridge(
+        self, command: str, ready: str, *arguments: str, name: str = "", prefix: tuple[str, ...] = ()
+    ) -> Process:
+        argv = [*prefix, sys.executable, "-m", "ari_app.cli.main", command, *arguments]
         environment = {"TRUNKBRIDGE_CONFIG": str(self.config_path.absolute())}
         name = name or command
         return Process(name, argv, self.logs / f"{name}.log", ready, environment)

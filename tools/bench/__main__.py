@@ -21,6 +21,7 @@ from tools.asterisk.instance import AsteriskFailed
 from tools.bench import (
     calls50,
     freeze,
+    legs,
     peers,
     rate50,
     rate_accuracy,
@@ -50,25 +51,27 @@ BENCHMARKS = {
     "freeze": _Benchmark(freeze.run, freeze.limit_seconds),
     "setup": _Benchmark(setup.run, setup.limit_seconds),
     "calls50": _Benchmark(calls50.run, calls50.limit_seconds),
+    "legs": _Benchmark(legs.run, legs.limit_seconds),
     "rate50": _Benchmark(rate50.run, rate50.limit_seconds),
     "rate_accuracy": _Benchmark(rate_accuracy.run, rate_accuracy.limit_seconds),
     "tls": _Benchmark(tls.run, tls.limit_seconds),
     "peers": _Benchmark(peers.run, peers.limit_seconds),
 }
-BY_NAME = ("peers",)
-"""Not among "all": it installs other projects' packages from their registries."""
+BY_NAME = ("legs", "peers")
+"""Not among "all": `legs` needs root, `peers` installs other projects' packages from their registries."""
 _FAILURES = (AsteriskFailed, AsteriskUnavailable, ConfigError, ProcessFailed, SippError, Unavailable, OSError)
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)), metavar="[NAME]...")
-@click.option("--seconds", type=click.FloatRange(2, 600), help="calls50, rate50, worker(s), tls, peers: how long.")
+@click.option("--seconds", type=click.FloatRange(2, 600), help="calls50, legs, rate50, worker(s), tls, peers.")
 @click.option("--rate", type=click.FloatRange(0.1, 200), help="rate50: calls a second.")
 @click.option("--minutes", type=click.FloatRange(0.1, 120), help="rate_accuracy: how long.")
 @click.option("--calls", type=click.IntRange(1, 2000), multiple=True, help="At once; worker(s), peers: also several.")
 @click.option(
     "--profile", is_flag=True, help="worker: run it under cProfile; files for pstats stay in .run/bench/worker."
 )
+@click.option("--leg", type=click.Choice(list(legs.KINDS)), multiple=True, help="legs: this kind alone; repeat it.")
 def main(
     names: tuple[str, ...],
     seconds: float | None,
@@ -76,9 +79,10 @@ def main(
     minutes: float | None,
     calls: tuple[int, ...],
     profile: bool,
+    leg: tuple[str, ...],
 ) -> None:
-    """Measure by name: docs/performance.md says what each does; without a name, all but peers."""
-    options = Options(FOLDER, seconds, rate, minutes, calls, profile)
+    """Measure by name: docs/performance.md says what each does; without a name, all but legs and peers."""
+    options = Options(FOLDER, seconds, rate, minutes, calls, profile, leg)
     # Wide enough for every table when the output is a file.
     console = Console(width=None if sys.stdout.isatty() else 200)
     command = " ".join(("python -m tools.bench", *sys.argv[1:]))

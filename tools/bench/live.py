@@ -28,8 +28,10 @@ SETTLE_SECONDS = 15.0
 
 
 @asynccontextmanager
-async def live_system(folder: Path, calls: int, more: dict[str, Any] | None = None) -> AsyncIterator[System]:
-    """A system that carries `calls` at once; `more` goes into its settings.
+async def live_system(
+    folder: Path, calls: int, more: dict[str, Any] | None = None, worker_prefix: tuple[str, ...] = ()
+) -> AsyncIterator[System]:
+    """A system that carries `calls` at once; `more` goes into its settings, `worker_prefix` before a worker's command.
 
     Raises what `System.start` and `provide` raise."""
     install = await asyncio.to_thread(provide)
@@ -44,7 +46,7 @@ async def live_system(folder: Path, calls: int, more: dict[str, Any] | None = No
         "controller": {"max_calls": calls},
     }
     path = local_config(EXAMPLE, folder, calls=calls, changes=merge(changes, more or {}))
-    async with System(path, install) as system:
+    async with System(path, install, worker_prefix=worker_prefix) as system:
         yield system
 
 

@@ -18,3 +18,5 @@ class Options:
     minutes: float | None = None
     calls: tuple[int, ...] = ()
     profile: bool = False
+    legs: tuple[str, ...] = ()
+    """Kinds of media leg."""
