@@ -66,7 +66,7 @@ START_SECONDS = 0.05
 SETTLE_SECONDS = 1.0
 PIECE_FRAMES = 25
 NUMBER, NOWHERE = "+918000000020", "+918000000999"
-KINDS: dict[str, dict[str, Any]] = {"audiosocket": {}, "rtp": {"rtp_listen": 4}}
+KINDS: dict[str, dict[str, Any]] = {"audiosocket": {}, "rtp": {"rtp_listen": 4}, "websocket": {"websocket_listen": 4}}
 """The kinds of leg, and what makes the gateway use them: settings whose port is so much above the AudioSocket port."""
 
 
