@@ -249,6 +249,37 @@ async def test_what_is_no_audio_of_the_call_is_dropped() -> None:
         assert figures.caller_frames_dropped == {"other_payload": 6, "out_of_stream": 1}
 
 
+async def test_another_source_and_a_leap_are_followed_and_what_is_too_late_is_counted() -> None:
+    async with rig(rtp_host="127.0.0.1") as r, peer(r.worker) as asterisk:
+        spec = await talking(r, asterisk)
+        number = 0
+
+        async def send(skip: int = 0, ssrc: int = SSRC) -> None:
+            nonlocal number
+            number += 1
+            asterisk.send(frame(number), skip=skip, ssrc=ssrc)
+            await asyncio.sleep(0.02)
+
+        for ssrc in (SSRC, 0x9999):  # what Asterisk does when another channel speaks in the bridge
+            for _ in range(3):
+                await send(ssrc=ssrc)
+        await send(skip=20_000, ssrc=0x9999)
+        await send(ssrc=0x9999)
+        await send(skip=1, ssrc=0x9999)
+        for _ in range(3):
+            await send(ssrc=0x9999)
+        late = asterisk.sequence - 4
+        asterisk.send_raw(rtp.encode(rtp.PT_ULAW, late, 0, 0x9999, frame(99)))
+        await until(lambda: r.worker.totals().caller_frames >= number, "all frames")
+        await asyncio.sleep(0.05)
+        order(r, "end", spec.leg_uuid)
+        figures = (await r.report()).figures
+        assert (figures.caller_frames, figures.caller_frames_lost) == (number, 1)
+        assert figures.caller_frames_dropped == {"late": 1}
+        for sent in range(1, number + 1):
+            assert g711.ulaw_decode(frame(sent)).astype("<i2").tobytes() in heard(r), sent
+
+
 async def test_a_backlog_is_cut_to_its_latest_200_ms() -> None:
     async with rig(rtp_host="127.0.0.1") as r, peer(r.worker) as asterisk:
         spec = await talking(r, asterisk)
