@@ -90,7 +90,8 @@ async def run(options: Options) -> Outcome:
         "delays are of a frame from the caller's mouth back to his ear, the link's"
         f" {2 * DELAY_SECONDS * 1000:g} ms and the wait for two 20 ms clocks included",
         "lost up: not seen by the application; lost down: sent back by it and not heard by the caller, what was dropped"
-        " or merged to work off a delay included; legs and calls lost: gone while nobody hung up",
+        " or merged to work off a delay included; legs and calls lost: gone while nobody hung"
+        " up; a call whose lost leg was replaced is not lost",
         "PostgreSQL and Redis are reached past the link, a stall does not cut the worker off from them",
         f"TCP's congestion control: {_congestion_control()}",
     ]
