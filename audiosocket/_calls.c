@@ -65,14 +65,19 @@ int session_caller_audio(session *self, PyObject *payload) {
     Py_ssize_t size = is_bytes(payload) && is_bytes(self->samples) ? PyBytes_GET_SIZE(payload) : 0;
     Py_ssize_t made = size && PyBytes_GET_SIZE(self->samples) == 512 ? 2 * size : size;
     if (!size || messages == NULL || !self->flowing || self->app_blocked || self->recorder != Py_None
-        || !is_a(self->turns, &turns_type) || ((turns *)self->turns)->heard != Py_None
+        || !is_a(self->turns, &turns_type) || ((turns *)self->turns)->heard == NULL
         || size > PIECE_ROOM / 4 || rest > PIECE_ROOM / 2 || rest + made > self->app_frame_bytes || made & 1)
         return done(refer_to(SESSION_CALLER_AUDIO, (PyObject *)self, payload, NULL));
     memcpy(piece, PyBytes_AS_STRING(self->rest), rest);
     rest += put_samples(piece + rest, payload, self->samples);
     self->caller_frames++;
     self->gap_ticks = 0;
-    put_object(&((turns *)self->turns)->heard, Py_NewRef(payload));
+    turns *listening = (turns *)self->turns;
+    if (listening->heard == Py_None) {
+        put_object(&listening->heard, Py_NewRef(payload));
+    } else if (done(PyObject_CallMethod(self->turns, "hear_more", "O", payload)) < 0) {
+        return -1;
+    }
     int whole = rest == self->app_frame_bytes;
     if (!whole || PyBytes_GET_SIZE(self->rest)) {
         PyObject *left = PyBytes_FromStringAndSize((char *)piece, whole ? 0 : rest);
@@ -186,23 +191,36 @@ TYPE(session, SESSION, "Session")
 
 /* The leg */
 
+/* How many frames as long as the one before them a read holds, and nothing else; 0: it is something else. */
+static Py_ssize_t usual_frames(leg *self, const uint8_t *data, Py_ssize_t size) {
+    Py_ssize_t count = self->usual_bytes > HEADER_BYTES ? size / self->usual_bytes : 0;
+    if (count == 0 || count > constants[STALL_TICKS] || count * self->usual_bytes != size || self->closing || !self->whole
+        || !is_a(self->session, &session_type) || !is_bytes(self->usual_header)
+        || PyBytes_GET_SIZE(self->usual_header) != HEADER_BYTES)
+        return 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (memcmp(data + i * self->usual_bytes, PyBytes_AS_STRING(self->usual_header), HEADER_BYTES) != 0) return 0;
+    return count;
+}
+
 /* What one read has given: `data`, or `object` with the same in it. */
 int leg_read(leg *self, const uint8_t *data, Py_ssize_t size, PyObject *object) {
-    if (size <= HEADER_BYTES || size != self->usual_bytes || self->closing || !self->whole
-        || !is_a(self->session, &session_type) || !is_bytes(self->usual_header)
-        || PyBytes_GET_SIZE(self->usual_header) != HEADER_BYTES
-        || memcmp(data, PyBytes_AS_STRING(self->usual_header), HEADER_BYTES) != 0) {
+    Py_ssize_t count = usual_frames(self, data, size);
+    if (count == 0) {
         object = object != NULL ? Py_NewRef(object) : PyBytes_FromStringAndSize((const char *)data, size);
         int failed = object == NULL ? -1 : done(refer_to(LEG_DATA_RECEIVED, (PyObject *)self, object, NULL));
         Py_XDECREF(object);
         return failed;
     }
-    PyObject *payload = PyBytes_FromStringAndSize((const char *)data + HEADER_BYTES, size - HEADER_BYTES);
-    if (payload == NULL) return -1;
     PyObject *carried = Py_NewRef(self->session);
-    int failed = session_caller_audio((session *)carried, payload);
+    int failed = count > 1 ? done(PyObject_CallMethod(carried, "caller_backlog", "n", count)) : 0; /* none is stale */
+    for (; count && !failed && !self->closing; count--, data += self->usual_bytes) {
+        PyObject *payload = PyBytes_FromStringAndSize((const char *)data + HEADER_BYTES, self->usual_bytes - HEADER_BYTES);
+        if (payload == NULL) failed = -1;
+        else failed = session_caller_audio((session *)carried, payload);
+        Py_XDECREF(payload);
+    }
     Py_DECREF(carried);
-    Py_DECREF(payload);
     return failed;
 }
 

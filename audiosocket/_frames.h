@@ -26,7 +26,7 @@
     N(position, "_position") N(idle_ticks, "_idle_ticks") N(window_min, "_window_min") N(window_ticks, "_window_ticks")   \
     N(previous_min, "_previous_min") N(recovering, "_recovering") N(frames_played, "frames_played")                       \
     N(peak_bytes, "peak_bytes") N(settle, "_settle") N(settle_min, "_settle_min") N(since_cut, "_since_cut")              \
-    N(excess, "_excess") N(budget, "_budget") B(skip_byte, "_skip_byte") B(waited, "_waited")
+    N(excess, "_excess") N(budget, "_budget") N(pace, "_pace") B(skip_byte, "_skip_byte") B(waited, "_waited")
 
 #define MEDIA_MESSAGES(O, N, B)                                                                                           \
     O(text, "_text") N(end_1, "_end_1") N(end_2, "_end_2") N(end_3, "_end_3") N(end_4, "_end_4") N(sequence, "sequence") N(chunk, "_chunk") N(next_ms, "next_ms")                    \
@@ -118,7 +118,7 @@ PyObject *refer_to(enum reference which, PyObject *self, PyObject *one, PyObject
 /* What the rules in Python name; `refer` again. */
 enum constant {
     GAP_TICKS, PAUSE_TICKS, SILENCE_TICKS, LOOK_TICKS, AUDIBLE_SAMPLES, SHARE, NEVER, LEVEL_COUNT, WINDOW_TICKS,
-    UNDERRUN_GAP_TICKS, PATIENT_TICKS, SETTLE_TICKS, CONSTANTS
+    UNDERRUN_GAP_TICKS, PATIENT_TICKS, IMPATIENT_TICKS, SETTLE_TICKS, SILENCE_PEAK, STALL_TICKS, CONSTANTS
 };
 extern long long constants[CONSTANTS];
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #define READY 256
+#define ROUNDS 16 /* so many times: all sockets of a worker, once each, before the clock has its turn again */
 
 typedef struct {
     PyObject_HEAD
@@ -103,10 +104,8 @@ static int take(PyObject *reader, ssize_t size) {
     return 0;
 }
 
-/* read(): takes what has arrived */
-static PyObject *read_ready(PyObject *object, PyObject *unused) {
-    (void)unused;
-    poll *self = (poll *)object;
+/* Takes what has arrived at up to READY sockets: how many they were; -1: an exception. */
+static int read_some(poll *self) {
     struct epoll_event ready[READY];
     int count = epoll_wait(self->epoll, ready, READY, 0);
     for (int i = 0; i < count; i++) {
@@ -127,8 +126,17 @@ static PyObject *read_ready(PyObject *object, PyObject *unused) {
             Py_XDECREF(result);
         }
         Py_DECREF(reader);
-        if (failed < 0) return NULL;
+        if (failed < 0) return -1;
     }
+    return count;
+}
+
+/* read(): takes what has arrived. The kernel names the sockets in turn, so that none is left out. */
+static PyObject *read_ready(PyObject *self, PyObject *unused) {
+    (void)unused;
+    int count = READY;
+    for (int round = 0; round < ROUNDS && count == READY; round++) count = read_some((poll *)self);
+    if (count < 0 && PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
 }
 

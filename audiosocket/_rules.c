@@ -229,11 +229,27 @@ static void look_at_depth(playout *self, long long frames) {
     }
 }
 
-/* The frame while what stands too deep after a stall is worked off. The usual of Playout._recover: nothing does. Takes
- * the reference over. */
+static int is_silent(PyObject *frame) {
+    const uint8_t *at = (const uint8_t *)PyBytes_AS_STRING(frame), *end = at + (PyBytes_GET_SIZE(frame) & ~1);
+    for (; at < end; at += 2) {
+        int16_t sample = (int16_t)(at[0] | at[1] << 8);
+        if (sample >= constants[SILENCE_PEAK] || sample <= -constants[SILENCE_PEAK]) return 0;
+    }
+    return 1;
+}
+
+/* Whether Playout._recover would leave the frame as it is: nothing stands too deep, or it is speech that waits. */
+static int is_left(playout *self, PyObject *frame) {
+    if (self->excess <= 0 || self->budget <= 0) return 1;
+    int waits = constants[IMPATIENT_TICKS] < self->recovering && self->recovering <= constants[PATIENT_TICKS];
+    return is_bytes(frame) && (waits || self->since_cut + 1 < self->pace) && !is_silent(frame);
+}
+
+/* The frame while what stands too deep after a stall is worked off. The usual of Playout._recover: it stays as it is.
+ * Takes the reference over. */
 static PyObject *recover(playout *self, PyObject *frame, long long frames) {
     long long after = constants[self->recovering <= constants[PATIENT_TICKS] ? WINDOW_TICKS : SETTLE_TICKS];
-    if (self->settle + 1 < after && (self->excess <= 0 || self->budget <= 0)) {
+    if (self->settle + 1 < after && is_left(self, frame)) {
         if (self->settle == 0 || frames < self->settle_min) self->settle_min = frames;
         self->settle++;
         self->since_cut++;

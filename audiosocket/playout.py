@@ -108,6 +108,7 @@ if TYPE_CHECKING or FRAMES is None:
             "_idle_ticks",
             "_last",
             "_max_bytes",
+            "_pace",
             "_position",
             "_previous_min",
             "_pushed",
@@ -132,8 +133,10 @@ else:
 @usual(
     "push",
     "tick",
+    IMPATIENT_TICKS=IMPATIENT_TICKS,
     PATIENT_TICKS=PATIENT_TICKS,
     SETTLE_TICKS=SETTLE_TICKS,
+    SILENCE_PEAK=SILENCE_PEAK,
     UNDERRUN_GAP_TICKS=UNDERRUN_GAP_TICKS,
     WINDOW_TICKS=WINDOW_TICKS,
 )
@@ -143,7 +146,6 @@ class Playout(PlayoutState):
     __slots__ = (
         "_baseline",
         "_fade_samples",
-        "_pace",
         "cleared_bytes",
         "overrun_bytes",
         "recovered_frames",

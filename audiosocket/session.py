@@ -53,7 +53,7 @@ def _nothing() -> None:
     return None
 
 
-@usual("caller_audio", "app_text", "tick", GAP_TICKS=GAP_TICKS)
+@usual("caller_audio", "app_text", "tick", GAP_TICKS=GAP_TICKS, STALL_TICKS=STALL_TICKS)
 class Session(Carried):
     """See the module's text. `app_blocked` is set by the shell while the application's socket takes no more."""
 
@@ -352,6 +352,7 @@ class Session(Carried):
     def _late_tick(self, missed: int) -> bytes:
         self.ticks += missed
         self.ticks_late += 1
+        self._gap_ticks = 0  # what the caller has sent meanwhile may lie unread: that this process was late is no gap
         if missed >= STALL_TICKS:
             self._note_stall(missed)
         else:

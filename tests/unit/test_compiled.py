@@ -354,7 +354,7 @@ class Line:
 
 
 READS = st.one_of(
-    st.tuples(st.just("read"), st.sampled_from((0, 1, 2, 3, 100, 162, 163, 164, 326, 700))),
+    st.tuples(st.just("read"), st.sampled_from((0, 1, 2, 3, 100, 162, 163, 163, 163, 164, 326, 489, 652, 700))),
     st.tuples(st.just("tick"), st.sampled_from((0, 0, 0, 0, 2))),
     st.tuples(st.just("taken"), st.just(0)),
     st.tuples(st.just("flush"), st.just(0)),

@@ -168,6 +168,13 @@ def test_a_gap_is_filled_with_silence_from_its_beginning() -> None:
     assert any(call.media()[-1])
 
 
+def test_a_worker_that_is_late_takes_no_gap_for_the_callers() -> None:
+    call = Call()
+    for _ in range(GAP_TICKS * 3):
+        call.session.tick(2)  # what the caller has sent meanwhile lies unread in the socket
+    assert call.media() == []
+
+
 def test_a_backlog_keeps_its_latest_and_its_place_in_time() -> None:
     call = Call()
     for _ in range(20):
