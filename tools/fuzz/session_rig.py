@@ -122,6 +122,8 @@ class SessionRig:
         assert rest == 0
         assert 1 <= frames <= 1 + min(missed, CATCH_UP_FRAMES)
         assert all(out.startswith(header, at) for at in range(0, len(out), len(silence)))
+        if missed:
+            self._gap = 0
         for _ in range(frames):
             self._gap += 1
             if self._gap >= GAP_TICKS:
