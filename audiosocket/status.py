@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -172,18 +172,18 @@ def held() -> dict[str, object]:
     return {"tasks": dict(tasks), "timers": timers}
 
 
-def status_app(worker: Worker, ready: Callable[[], str]) -> web.Application:
-    """The HTTP application; `ready` returns why the worker takes no calls, or nothing."""
+def status_app(worker: Worker) -> web.Application:
+    """The HTTP application."""
     registry = CollectorRegistry()
     registry.register(WorkerCollector(worker))
     ProcessCollector(registry=registry)
 
     async def healthz(_request: web.Request) -> web.Response:
-        why = worker.why_not_alive()
+        why = worker.readiness.why_not_alive()
         return web.Response(text=f"{why or 'ok'}\n", status=503 if why else 200)
 
     async def readyz(_request: web.Request) -> web.Response:
-        why = worker.why_not_alive() or ready()
+        why = worker.readiness.why_not_alive() or worker.readiness.why_not_ready()
         return web.Response(text=f"{why or 'ready'}\n", status=503 if why else 200)
 
     async def metrics(_request: web.Request) -> web.Response:

@@ -1,7 +1,7 @@
 """One media worker put together: one process, one event loop, one core, one port for each kind of leg.
 
 It listens for AudioSocket, and for RTP or WebSockets where that is configured, asks its call source what each
-connection stands for, carries the calls, announces itself every second, and drains when it is told to stop.
+connection stands for, carries the calls, and drains when it is told to stop; `audiosocket.readiness` announces it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 import structlog
 from aiohttp import web
 
-from audiosocket import __version__
 from audiosocket.app_stage import CallServices
 from audiosocket.app_stream import Dialler
 from audiosocket.breakers import BreakerDesk
-from audiosocket.callspec import HEARTBEAT_SECONDS, CallSpec, EndReason, LegOrder, MediaFigures, WorkerInfo
-from audiosocket.clock import Clock, now_ms
-from audiosocket.compiled import STATE as COMPILED
+from audiosocket.callspec import CallSpec, EndReason, LegOrder, MediaFigures
+from audiosocket.clock import Clock
 from audiosocket.durations import TurnTimes
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.legs.audiosocket import AudioSocketLeg
@@ -32,29 +30,21 @@ from audiosocket.load import Load
 from audiosocket.media_call import MediaCall
 from audiosocket.platform_http import PlatformHttp
 from audiosocket.prompts import Prompts
+from audiosocket.readiness import CLOSING_SECONDS, Readiness
 from audiosocket.recording.recordings import RecordingOptions, Recordings
 from audiosocket.runtime.process import StopSignal, notify
 from audiosocket.sources import CallSource
 from audiosocket.status import status_app
+from audiosocket.totals import add
 
 SPARE_CONNECTIONS = 64
 """Connections beyond the capacity that may be open at once: legs that end, and strangers until they are refused."""
 LISTEN_BACKLOG = 1024
 STOPPED = "the worker was stopped"
-STALLED_SECONDS = 2.0
-"""A clock that is so far behind in a loop that turns has lost its timer: no call hears anything any more."""
 DRAIN_POLL_SECONDS = 0.2
 """How often a draining worker without calls asks whether one is still on its way to it."""
 REMEMBERED_CALLS = 1000
 """Calls that were here: a controller gives their leases back a little after their end, or has died and does not."""
-CLOSING_SECONDS = 30
-"""What the supervisor is asked for again and again while a stop takes its time: enough for a Redis that does not
-answer, and in the end for sockets, callbacks, recordings and reports."""
-_TIMES = ("connect_ms", "first_audio_ms", "setup_app_ms", "setup_caller_ms")
-_NOT_COUNTED = (*_TIMES, "playout_peak_ms", "response_ms", "barge_in_ms")
-"""Figures of calls that cannot be added up."""
-_REASONS = ("caller_frames_dropped", "frames_dropped", "ignored")
-_COUNTERS = tuple(name for name in MediaFigures.__struct_fields__ if name not in (*_NOT_COUNTED, *_REASONS))
 
 log = structlog.get_logger(__name__)
 
@@ -94,15 +84,7 @@ class Worker:
         self._legs: set[MediaLeg] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._past = MediaFigures()
-        self._started_ms = now_ms()
-        self._announced: bool | None = None
-        """None: not tried yet."""
-        self._announcing = asyncio.Lock()
-        self._given: set[str] = set()
-        """Of a draining worker: calls that controllers have given to it, also those that have ended just now."""
         self._carried: deque[str] = deque(maxlen=REMEMBERED_CALLS)
-        self._ready = False
-        self._drain_until = 0.0
         self._stopping = False
         self.port = options.port
         self.rtp: RtpPort | None = None
@@ -118,6 +100,7 @@ class Worker:
         self.capacity = options.capacity
         self.load = Load()
         self.draining = False
+        self.readiness = Readiness(self, options, source)
         self.breakers = BreakerDesk(source.breakers)
         self._services = CallServices(
             worker_id=options.worker_id,
@@ -129,7 +112,7 @@ class Worker:
             breakers=self.breakers,
             turn_times=lambda application: self.turn_times.setdefault(application, TurnTimes()),
             notify=source.notify,
-            reachable=lambda: bool(self._announced),
+            reachable=lambda: bool(self.readiness.announced),
         )
 
     @property
@@ -140,9 +123,9 @@ class Worker:
     def totals(self) -> MediaFigures:
         """The counters of all calls since the start, live ones included; times and peaks are left out."""
         total = MediaFigures()
-        _add(total, self._past)
+        add(total, self._past)
         for call in self.calls.values():
-            _add(total, call.counters())
+            add(total, call.counters())
         return total
 
     async def run(self, stop: StopSignal) -> None:
@@ -180,7 +163,7 @@ class Worker:
             self.recordings.start()
         orders = asyncio.create_task(self._source.orders(options.worker_id, self._order), name="orders")
         load = asyncio.create_task(self.load.watch(), name="load")
-        heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
+        heartbeat = asyncio.create_task(self.readiness.heartbeat(), name="heartbeat")
         try:
             await stop.requested.wait()
             await self._drain(stop)
@@ -270,7 +253,7 @@ class Worker:
         try:
             await call.run(lambda report: self._source.report(spec, report))
         finally:
-            _add(self._past, call.counters())
+            add(self._past, call.counters())
             reason = call.end_reason.value
             self.ended[reason] = self.ended.get(reason, 0) + 1
             self._carried.append(spec.call_id)
@@ -314,14 +297,14 @@ class Worker:
         """Returns when no call is here or on its way, when the time for that is over, or when it is to end at once."""
         self.draining = True
         seconds = self._options.drain_seconds
-        self._drain_until = asyncio.get_running_loop().time() + seconds
+        self.readiness.drain_until = asyncio.get_running_loop().time() + seconds
         log.info("worker_draining", calls=self.active, seconds=seconds)
         notify("STOPPING=1")
-        self._tell_supervisor()
-        await self._announce()
+        self.readiness.tell_supervisor()
+        await self.readiness.announce()
         at_once = asyncio.create_task(stop.at_once.wait(), name="stop at once")
         try:
-            async with asyncio.timeout_at(self._drain_until):
+            async with asyncio.timeout_at(self.readiness.drain_until):
                 while (self._tasks or self._on_their_way()) and not at_once.done():
                     await asyncio.wait(
                         (*self._tasks, at_once),
@@ -329,90 +312,14 @@ class Worker:
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                     if not self._tasks:
-                        await self._announce()
+                        await self.readiness.announce()
         except TimeoutError:
             log.warning("drain_time_over", calls=self.active, on_their_way=len(self._on_their_way()))
         finally:
             at_once.cancel()
 
     def _on_their_way(self) -> set[str]:
-        return self._given.difference(self.calls, self._carried)
-
-    async def _heartbeat(self) -> None:
-        while True:
-            await self._announce()
-            self._tell_supervisor()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-
-    def _tell_supervisor(self) -> None:
-        """Feeds the watchdog, but not for a loop that turns while no call's audio does."""
-        ill = self.why_not_alive()
-        states = [] if ill else ["WATCHDOG=1"]
-        if self.draining:
-            left = max(0.0, self._drain_until - asyncio.get_running_loop().time())
-            states.append(f"STATUS=draining: {self.active} calls left, for at most {left:.0f} s")
-            states.append(f"EXTEND_TIMEOUT_USEC={CLOSING_SECONDS * 1_000_000}")
-        else:
-            why = ill or self._why_not_ready()
-            busy = f"{self.active} of {self.capacity} calls, {self.load.last.cpu:.0%} of a core"
-            states.append(f"STATUS={busy}{f'; takes no new ones: {why}' if why else ''}")
-        notify("\n".join(states))
-
-    async def _announce(self) -> None:
-        async with self._announcing:  # what was true before must not be stored after what is true now
-            await self._announce_now()
-
-    async def _announce_now(self) -> None:
-        options = self._options
-        info = WorkerInfo(
-            worker_id=options.worker_id,
-            node=options.node,
-            host=options.advertise,
-            port=self.port,
-            status_url=f"http://{options.advertise}:{options.status_port}" if options.status_host else "",
-            capacity=self.capacity,
-            active=self.active,
-            draining=self.draining,
-            version=__version__,
-            started_at_ms=self._started_ms,
-            rtp_port=0 if self.rtp is None else self.rtp.port,
-            websocket_port=self.websocket_port,
-            overloaded=self.load.overloaded or bool(self.why_not_alive()),
-            cpu_percent=round(self.load.last.cpu * 100),
-            lateness_ms=round(self.load.last.worst * 1000),
-        )
-        try:
-            self._given = await self._source.announce(info)
-        except Unavailable as error:
-            if self._announced is not False:
-                log.warning("announce_failed", detail=str(error))
-            self._announced = False
-            self._given = set()  # without Redis no call that comes can be known
-            return
-        self._announced = True
-        if not self._ready:
-            # From here on calls come. A supervisor that restarts one worker after the other goes on to the next now.
-            self._ready = True
-            listen = f"{options.host}:{self.port}"
-            log.info("worker_ready", worker=options.worker_id, listen=listen, capacity=self.capacity, compiled=COMPILED)
-            notify("READY=1")
-
-    def why_not_alive(self) -> str:
-        """Why the worker is of no use any more though its loop turns, or nothing."""
-        behind = self.clock.behind_seconds()
-        return f"the clock stands still since {behind:.0f} s" if behind > STALLED_SECONDS else ""
-
-    def _why_not_ready(self) -> str:
-        if self.draining:
-            return "draining"
-        if not self._announced:
-            return "not announced: Redis does not answer"
-        if self.load.overloaded:
-            last = self.load.last
-            return f"overloaded: {last.cpu:.0%} of a core, up to {last.worst * 1000:.0f} ms late"
-        if self.active >= self.capacity:
-            return "full"
-        return ""
+        return self.readiness.given.difference(self.calls, self._carried)
 
     async def _serve_websockets(self) -> asyncio.Server | None:
         options = self._options
@@ -432,7 +339,7 @@ class Worker:
         options = self._options
         if not options.status_host:
             return None
-        runner = web.AppRunner(status_app(self, self._why_not_ready), access_log=None)
+        runner = web.AppRunner(status_app(self), access_log=None)
         await runner.setup()
         try:
             await web.TCPSite(runner, options.status_host, options.status_port).start()
@@ -443,17 +350,3 @@ class Worker:
                 " is another worker running there?"
             ) from None
         return runner
-
-
-def _add(total: MediaFigures, figures: MediaFigures) -> None:
-    """Adds what can be added. A scrape does this for every live call between two frames: nothing is built for it."""
-    for name in _COUNTERS:
-        value = getattr(figures, name)
-        if value:
-            setattr(total, name, getattr(total, name) + value)
-    for name in _REASONS:
-        counts = getattr(figures, name)
-        if counts:
-            sums = getattr(total, name)
-            for reason, count in counts.items():
-                sums[reason] = sums.get(reason, 0) + count

@@ -34,7 +34,7 @@ TONE = tone(400, 0.02).tobytes()
 @pytest_asyncio.fixture
 async def media() -> AsyncIterator[Rig]:
     async with rig(drain_seconds=0.5) as running:
-        await until(lambda: running.worker._announced and running.source.order, "announced")
+        await until(lambda: running.worker.readiness.announced and running.source.order, "announced")
         yield running
 
 
@@ -296,7 +296,7 @@ async def test_nothing_is_held_that_nobody_can_be_told_of(media: Rig, monkeypatc
         raise Unavailable("scripted")
 
     monkeypatch.setattr(media.source, "announce", unheard)
-    await until(lambda: not media.worker._announced, "not announced", 5)
+    await until(lambda: not media.worker.readiness.announced, "not announced", 5)
     reset(channel)
     assert (await media.report()).reason is EndReason.LEG_CLOSED
 
@@ -347,7 +347,7 @@ async def test_the_recording_is_in_step(media: Rig, tmp_path: Any) -> None:
 async def test_the_status_and_the_metrics_tell_of_it() -> None:
     (port,) = free_ports(1)
     async with rig(status_host="127.0.0.1", status_port=port) as media, aiohttp.ClientSession() as http:
-        await until(lambda: media.worker._announced, "announced")
+        await until(lambda: media.worker.readiness.announced, "announced")
         spec, channel = await talking(media)
         await lost(media, channel)
         async with http.get(f"http://127.0.0.1:{port}/calls") as answer:
@@ -366,7 +366,7 @@ async def test_the_status_and_the_metrics_tell_of_it() -> None:
 @pytest.mark.parametrize("how", ["port closed", "told"])
 async def test_an_rtp_leg_takes_the_place_of_a_lost_one(how: str) -> None:
     async with rig(rtp_host="127.0.0.1") as media, peer(media.worker) as first, peer(media.worker) as second:
-        await until(lambda: media.worker._announced, "announced")
+        await until(lambda: media.worker.readiness.announced, "announced")
         spec = await talking_by_rtp(media, first, leg_hold_seconds=5.0)
         for number in range(5):
             first.send(frame(number), skip=number == 3)

@@ -53,7 +53,7 @@ class Supervisor:
 async def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Supervisor]:
     found = Supervisor(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    monkeypatch.setattr("audiosocket.worker.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("audiosocket.readiness.HEARTBEAT_SECONDS", 0.02)
     yield found
     found.close()
 
@@ -89,7 +89,7 @@ async def test_a_worker_is_ready_when_calls_can_come(supervisor: Supervisor, mon
 async def test_a_clock_that_has_died_is_told_and_feeds_no_watchdog(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audiosocket.worker.STALLED_SECONDS", 0.3)
+    monkeypatch.setattr("audiosocket.readiness.STALLED_SECONDS", 0.3)
     port = free_port()
     async with rig(status_host="127.0.0.1", status_port=port) as r, aiohttp.ClientSession() as http:
 
@@ -102,7 +102,7 @@ async def test_a_clock_that_has_died_is_told_and_feeds_no_watchdog(
         timer = r.worker.clock._timer
         assert timer is not None
         timer.cancel()
-        await until(r.worker.why_not_alive, "the worker notices")
+        await until(r.worker.readiness.why_not_alive, "the worker notices")
         status, text = await get("/healthz")
         assert (status, text[:23]) == (503, "the clock stands still ")
         assert (await get("/readyz"))[0] == 503
@@ -173,7 +173,7 @@ async def test_a_worker_that_is_to_end_at_once_waits_for_nobody(supervisor: Supe
 async def test_an_announcement_never_overtakes_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat that is under way says that calls are welcome; stored last, it would send calls to a worker that is
     about to end."""
-    monkeypatch.setattr("audiosocket.worker.HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("audiosocket.readiness.HEARTBEAT_SECONDS", 0.01)
     stored: list[bool] = []
     held, go_on = asyncio.Event(), asyncio.Event()
 
@@ -199,7 +199,7 @@ async def test_an_announcement_never_overtakes_a_later_one(monkeypatch: pytest.M
 
 
 async def test_an_overloaded_worker_says_so_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiosocket.worker.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("audiosocket.readiness.HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr("audiosocket.load.MEASURE_SECONDS", 0.1)
     monkeypatch.setattr("audiosocket.load.SAMPLE_SECONDS", 0.02)
     busy = True

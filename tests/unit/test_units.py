@@ -9,9 +9,9 @@ import pytest
 
 from ari_app.cli.main import trunkbridge
 from audiosocket.callspec import HEARTBEAT_SECONDS
+from audiosocket.readiness import CLOSING_SECONDS
 from audiosocket.runtime.stores import REDIS_TIMEOUT_SECONDS
 from audiosocket.sources import HEARD_SECONDS
-from audiosocket.worker import CLOSING_SECONDS
 
 pytestmark = pytest.mark.unit
 
