@@ -20,9 +20,10 @@ from ari_app.call.fork import Fork, fork_place
 from ari_app.call.machine import AWAY, HELD, OVER, TIMERS, Action, CallMachine, State, Trigger
 from ari_app.call.onward import Onward, after_going_on, onward
 from ari_app.call.routing import Admission, NotAdmitted
-from ari_app.controller.actions import Message, Services
-from ari_app.controller.further_leg import LegActions
+from ari_app.controller.actions import CallActions
+from ari_app.controller.messages import Message
 from ari_app.controller.rtp_leg import CallerDigit
+from ari_app.controller.services import Services
 from ari_app.controller.story import Story, now
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import CallId, ChannelId
@@ -72,8 +73,9 @@ class CallActor:
         self._services = services
         self._story = story
         self._admission = admission
-        self._actions = LegActions(services, story, caller_channel, state, forks=forks)
-        self.rtp_leg = self._actions.rtp_leg
+        self._actions = CallActions(services, story, caller_channel, state, forks=forks)
+        self._legs = self._actions.legs
+        self.rtp_leg = self._legs.rtp
         self.caller_channel = caller_channel
         """Asterisk's id of the caller's channel; those of the others are ours, whether they exist or not."""
         self.snoop_channel = self._actions.snoop_channel
@@ -97,17 +99,17 @@ class CallActor:
     @property
     def media_channel(self) -> ChannelId:
         """That of the leg that is there, or is being made."""
-        return self._actions.media_channel
+        return self._legs.channel
 
     @property
     def channels(self) -> list[ChannelId]:
         """All that the call has had, those of its lost legs included."""
-        return [self.caller_channel, self.snoop_channel, *self._actions.media_channels()]
+        return [self.caller_channel, self.snoop_channel, *self._legs.channels()]
 
     @property
     def media_started(self) -> bool:
         """Whether the media channel has entered Stasis."""
-        return self._actions.media_started
+        return self._legs.started
 
     @property
     def worker_id(self) -> str:
@@ -127,7 +129,7 @@ class CallActor:
 
     def start_media(self) -> None:
         """The media channel has entered Stasis; an RTP leg besides has to be open."""
-        self._actions.media_started = True
+        self._legs.started = True
         if self.rtp_leg.attached or not self.rtp_leg.used:
             self._put(Message(Trigger.MEDIA_STARTED, media=self.media_channel))
 
@@ -150,14 +152,14 @@ class CallActor:
             return
         if notice.event != "attached":
             self._put(notice)
-        elif not self.rtp_leg.attached and notice.leg_number == self._actions.replacements.number:
+        elif not self.rtp_leg.attached and notice.leg_number == self._legs.replacements.number:
             self.rtp_leg.attached = True
-            if self._actions.media_started:
+            if self._legs.started:
                 self._put(Message(Trigger.MEDIA_STARTED, media=self.media_channel))
 
     def know_leg(self, number: int | None) -> None:
         """Of a call that is to be adopted: the last leg that Asterisk has of it; None: none."""
-        self._actions.know_leg(number)
+        self._legs.know_leg(number)
 
     def adopt(self, max_seconds: int, caller_live: bool, media_live: bool, snoop_live: bool, by_rtp: bool) -> None:
         """Takes over a call that another controller has set up; what of it lives has just been listed."""
@@ -250,7 +252,7 @@ class CallActor:
             if message.destroyed == self.caller_channel:
                 self._caller_cause = message.cause
             self._actions.destroyed(message.destroyed)
-            await self._step(self._actions.unconnected(message, self.machine.state))
+            await self._step(self._legs.unconnected(message, self.machine.state))
 
     async def _step(self, message: Message) -> None:
         """Applies a trigger, performs what follows, and goes on with the outcomes."""
@@ -280,7 +282,7 @@ class CallActor:
                 self._ends = self._ends or time.monotonic() + self._max_seconds
                 return self._ends
             case State.BROKEN:
-                return self._actions.replacements.due(time.monotonic())
+                return self._legs.replacements.due(time.monotonic())
             case State.REPLACING | State.REJOINING:
                 return time.monotonic() + REPLACE_SECONDS
             case State.FORKED | State.PARTED:
@@ -330,7 +332,7 @@ class CallActor:
         return self._onward is not None and self._ended().result is Result.SUCCESS
 
     def _take_report(self, report: CallReport) -> None:
-        self._actions.report_due = False
+        self._legs.report_due = False
         self._report = report
         self._story.reported(report)
         if self._termination is None and self._fork is None:
@@ -348,8 +350,8 @@ class CallActor:
             # What the worker says in answer to us counts in any case; otherwise it may be about a leg before this one.
             asked = self.machine.state is State.REPORTING
             waits = self._report is None and self._story.row.connected_at is not None
-            if waits and (asked or notice.leg_number >= self._actions.replacements.number):
-                self._actions.lost(notice)
+            if waits and (asked or notice.leg_number >= self._legs.replacements.number):
+                self._legs.lost(notice)
                 await self._step(Message(Trigger.LEG_LOST, detail=f"leg {notice.leg_number}"))
         elif notice.event == "digits":
             if self._talks and DIGITS.fullmatch(notice.digits):
@@ -372,7 +374,7 @@ class CallActor:
                 return await actions.ring()
             case Action.ATTACH:
                 assert isinstance(self._admission, Admission)
-                return await actions.attach(self, self._admission.media_format)
+                return await self._legs.attach(self, self._admission.media_format)
             case Action.LISTEN:
                 self._story.update(state=State.AWAITING.value)
                 return Message(Trigger.FIRST_WORD, detail=self._first_word) if self._first_word else None
@@ -382,13 +384,13 @@ class CallActor:
                 return await actions.join()
             case Action.RELEASE:
                 if isinstance(self._admission, Admission) and self._admission.held:
-                    await actions.release()
+                    await self._legs.release()
             case Action.INQUIRE:
-                if not actions.report_due:
+                if not self._legs.report_due:
                     return self._why()
-                await actions.inquire(talked=self._story.row.connected_at is not None)
+                await self._legs.inquire(talked=self._story.row.connected_at is not None)
             case Action.REPLACE:
-                return await actions.replace(self)
+                return await self._legs.replace(self)
             case Action.REJOIN:
                 return await actions.rejoin()
             case Action.CONTINUE:

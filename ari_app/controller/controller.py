@@ -31,8 +31,9 @@ from ari_app.call.ending import GONE_UNSEEN, OUR_FAULT
 from ari_app.call.fork import fork_place
 from ari_app.call.machine import AWAY, OVER, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted, Router
-from ari_app.controller.actions import Message, Services
 from ari_app.controller.actor import CallActor
+from ari_app.controller.messages import Message
+from ari_app.controller.services import Services
 from ari_app.controller.story import Story, from_ms, report_events
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import ChannelId, Kind, is_media_of, last_legs, new_call_id, new_call_sid, parse

@@ -26,8 +26,8 @@ from ari_app.ari.events import ChannelDestroyed, StasisStart
 from ari_app.call.machine import State, Trigger
 from ari_app.controller import actor as actor_module
 from ari_app.controller import controller as controller_module
-from ari_app.controller.actions import Message
 from ari_app.controller.actor import INBOX_MESSAGES
+from ari_app.controller.messages import Message
 from ari_app.domain.ids import CallId, bridge_id, media_channel_id
 from ari_app.domain.termination import Result
 from ari_app.errors import NoCapacity, StoreUnavailable

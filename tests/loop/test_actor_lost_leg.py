@@ -323,11 +323,11 @@ async def test_what_comes_late_of_an_earlier_leg_changes_nothing(pbx: Neighbours
     await replaced(pbx)
     steps = len(pbx.steps)
     (actor,) = pbx.controller._actors.values()
-    actor._actions.earlier_media.add(about["channel"].id)
+    actor._legs.earlier.add(about["channel"].id)
     pbx.controller._register(about["channel"].id, actor)
     pbx.emit(StasisEnd(**about))
     pbx.emit(ChannelDestroyed(**about, cause=16, cause_txt="x"))
-    await until(lambda: not actor._actions.earlier_media, "it is known to be gone")
+    await until(lambda: not actor._legs.earlier, "it is known to be gone")
     assert actor.machine.state is State.TALKING
     # One that enters our application after all is hung up.
     pbx.channels[first] = channel(first)

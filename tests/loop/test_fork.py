@@ -18,8 +18,8 @@ from ari_app.ari.models import DialplanPoint
 from ari_app.call.machine import State, Trigger
 from ari_app.controller import actor as actor_module
 from ari_app.controller import controller as controller_module
-from ari_app.controller.actions import Message
 from ari_app.controller.actor import INBOX_MESSAGES
+from ari_app.controller.messages import Message
 from ari_app.domain.ids import CallId, snoop_channel_id
 from ari_app.errors import NoCapacity
 from ari_app.store.records import CallRow

@@ -1,0 +1,24 @@
+"""What an actor is told by the controller, by its timers, and by what its own actions come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ari_app.call.machine import Trigger
+from ari_app.domain.ids import ChannelId
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What an actor is told."""
+
+    trigger: Trigger
+    cause: int | None = None
+    """Q.850 value, where the event carries one."""
+    detail: str = ""
+    reason: str = ""
+    """The ending's reason, where the trigger alone does not say it."""
+    destroyed: ChannelId | None = None
+    """This channel is gone for good."""
+    media: ChannelId | None = None
+    """The media channel that this is about, which may be that of an earlier leg; None: it is about no certain one."""
