@@ -18,30 +18,23 @@ from ari_app.ari.errors import AriError, AriNotFound
 from ari_app.call import ending
 from ari_app.call.fork import Fork, fork_place
 from ari_app.call.machine import AWAY, HELD, OVER, TIMERS, Action, CallMachine, State, Trigger
-from ari_app.call.onward import Onward, after_going_on, onward
 from ari_app.call.routing import Admission, NotAdmitted
 from ari_app.controller.actions import CallActions
+from ari_app.controller.limits import Limits
 from ari_app.controller.messages import Message
+from ari_app.controller.outcome import Outcome
 from ari_app.controller.rtp_leg import CallerDigit
 from ari_app.controller.services import Services
 from ari_app.controller.story import Story, now
-from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import CallId, ChannelId
-from ari_app.domain.termination import Result, Termination
 from ari_app.store.records import CallRow
 from audiosocket.callspec import DIGITS, CallNotice, CallReport
 
 INBOX_MESSAGES = 128
 """A call has some thirty events in its life; more than this at once is a fault, and is reconciled."""
-END_SECONDS = 5.0
-"""How long an ended call waits for its channels to be destroyed and for the worker's report."""
-REPORT_SECONDS = 1.0
-"""How long a caller whose media leg has gone is kept for the worker's report, which takes a few ms."""
 CAUSE_SECONDS = 0.2
 """How long a record is kept open for the cause of a caller's hanging up, where all else of his call has gone before
 Asterisk tells it."""
-REPLACE_SECONDS = 2.5
-"""How long another media leg may take; Asterisk tries for 2 s to connect it."""
 
 log = structlog.get_logger(__name__)
 
@@ -81,19 +74,8 @@ class CallActor:
         self.snoop_channel = self._actions.snoop_channel
         self._inbox: asyncio.Queue[_Told] = asyncio.Queue(INBOX_MESSAGES)
         self._first_word = ""
-        self._termination: Termination | None = None
-        self._caller_cause: int | None = None
-        self._report: CallReport | None = None
-        self._onward: Onward | None = None
-        self._began = time.monotonic()
-        self._setup_seconds = services.settings.setup_timeout_seconds
-        self._max_seconds = 0.0
-        self._ends = 0.0
-        if isinstance(admission, Admission):
-            self._max_seconds = admission.route.max_seconds
-            if admission.held:
-                self._setup_seconds += admission.route.answer_within_seconds
-        self._deadline = self._began + self._setup_seconds
+        self._outcome = Outcome(story, caller_channel, admission, self._fork, services.applications)
+        self._limits = Limits(services.settings.setup_timeout_seconds, admission, self._legs.replacements)
         self._log = log.bind(call_id=self.call_id, trunk=self.line)
 
     @property
@@ -167,7 +149,7 @@ class CallActor:
         self.rtp_leg.used = by_rtp
         self._actions.adopt(self.machine.state, caller_live, media_live, snoop_live)
         elapsed = (now() - (row.answered_at or row.created_at)).total_seconds()
-        self._deadline = self._ends = time.monotonic() + max(0.0, max_seconds - elapsed)
+        self._limits.adopt(max_seconds - elapsed)
         if self._fork is not None:
             self._fork.adopt(row)
         self._story.event("adopted")
@@ -199,13 +181,7 @@ class CallActor:
                     await self._handle(await self._next())
         except Exception as error:
             self._log.exception("call_actor_failed")
-            if self._termination is None or (self.machine.state not in OVER and self._cut_short()):
-                self._termination = ending.of_trigger(
-                    Trigger.HANGUP_ORDERED,
-                    connected=False,
-                    reason="controller_error",
-                    detail=f"{type(error).__name__}: {error}",
-                )
+            self._outcome.fail(error, self.machine.state)
             await self._contain()
 
     async def _begin(self) -> None:
@@ -228,7 +204,7 @@ class CallActor:
 
     async def _next(self) -> _Told:
         try:
-            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+            async with asyncio.timeout(max(0.0, self._limits.deadline - time.monotonic())):
                 return await self._inbox.get()
         except TimeoutError:
             return Message(TIMERS[self.machine.state])
@@ -237,7 +213,7 @@ class CallActor:
         if isinstance(message, CallReport):
             self._take_report(message)
             if self.machine.state is State.REPORTING or self.machine.state in HELD:
-                await self._step(self._why())
+                await self._step(self._outcome.why())
             elif self.rtp_leg.used:
                 # Asterisk does not see that the worker has gone from an RTP leg.
                 await self._step(Message(Trigger.MEDIA_GONE))
@@ -250,7 +226,7 @@ class CallActor:
             self._actions.destroyed(message.destroyed)  # of a leg whose place another has taken
         else:
             if message.destroyed == self.caller_channel:
-                self._caller_cause = message.cause
+                self._outcome.caller_cause = message.cause
             self._actions.destroyed(message.destroyed)
             await self._step(self._legs.unconnected(message, self.machine.state))
 
@@ -261,95 +237,31 @@ class CallActor:
             current, pending = pending, None
             step = self.machine.apply(current.trigger)
             if step is None:
-                if self.machine.state is State.ENDING and current.reason and self._termination is None:
-                    self._conclude(current, State.ENDING)  # it ended for a loss, and this is why there was one
+                if self.machine.state is State.ENDING and current.reason and self._outcome.termination is None:
+                    # It ended for a loss, and this is why there was one.
+                    self._outcome.conclude(current, State.ENDING, State.ENDING)
                 return
-            self._deadline = self._limit(step.target)
-            self._conclude(current, step.source)
+            self._limits.enter(step.target)
+            self._outcome.conclude(current, step.source, step.target)
             self._story.transition(step, self._cause(), detail=current.detail, hangup_cause=current.cause)
             for action in step.actions:
                 pending = await self._perform(action)
                 if pending is not None:
                     break
 
-    def _limit(self, state: State) -> float:
-        """The monotonic time up to which a call that enters `state` may stay in it."""
-        match state:
-            case State.AWAITING:
-                assert isinstance(self._admission, Admission)
-                return self._began + self._admission.route.answer_within_seconds
-            case State.TALKING:
-                self._ends = self._ends or time.monotonic() + self._max_seconds
-                return self._ends
-            case State.BROKEN:
-                return self._legs.replacements.due(time.monotonic())
-            case State.REPLACING | State.REJOINING:
-                return time.monotonic() + REPLACE_SECONDS
-            case State.FORKED | State.PARTED:
-                return self._ends
-            case State.CONTINUING:
-                self._ends = time.monotonic() + self._max_seconds
-                return self._began + self._setup_seconds
-            case State.REPORTING:
-                return time.monotonic() + REPORT_SECONDS
-            case State.UNFORKING | State.ENDING | State.ENDED:
-                return time.monotonic() + END_SECONDS
-            case _:
-                return self._began + self._setup_seconds
-
     def _cause(self) -> str:
-        return self._termination.reason if self._termination is not None and self.machine.state in OVER else ""
-
-    def _conclude(self, message: Message, source: State) -> None:
-        """The first thing that ends a call is why it ended; that the caller goes on is said in addition."""
-        if self.machine.state not in OVER:
-            if self._fork is not None:
-                self._fork.moved(self.machine.state, message.trigger, message.reason, message.detail)
-            return
-        if message.trigger is Trigger.CONTINUED:
-            assert self._onward is not None
-            self._termination = after_going_on(self._ended(), self._onward)
-        elif message.trigger is Trigger.CONTINUE_FAILED and self._cut_short():
-            self._termination = None
-        if self._termination is not None:
-            return
-        if message.trigger is Trigger.REFUSED:
-            assert isinstance(self._admission, NotAdmitted)
-            self._termination = ending.of_refusal(self._admission)
-        elif self._fork and source in AWAY and message.destroyed == self.caller_channel and not message.reason:
-            self._termination = self._fork.left_there(message.cause)
-        else:
-            self._termination = ending.of_trigger(
-                message.trigger,
-                connected=self._story.row.connected_at is not None or (self._fork is not None and self._fork.gone_on),
-                reason=message.reason,
-                detail=message.detail,
-                cause=message.cause,
-            )
-
-    def _cut_short(self) -> bool:
-        """Whether the application did its part, and the caller did not get where he was to go on."""
-        return self._onward is not None and self._ended().result is Result.SUCCESS
+        termination = self._outcome.termination
+        return termination.reason if termination is not None and self.machine.state in OVER else ""
 
     def _take_report(self, report: CallReport) -> None:
         self._legs.report_due = False
-        self._report = report
-        self._story.reported(report)
-        if self._termination is None and self._fork is None:
-            self._termination = ending.of_report(report, answered=self._answered)
-
-    def _why(self) -> Message:
-        """What follows from the report, or from there being none."""
-        report = self._report
-        if report is not None:
-            self._onward = onward(report, self._story.row.application or "", self._services.applications)
-        return Message(Trigger.REPORTED if self._onward is None else Trigger.GOES_ON)
+        self._outcome.take_report(report)
 
     async def _take_notice(self, notice: CallNotice) -> None:
         if notice.event == "leg_lost":
             # What the worker says in answer to us counts in any case; otherwise it may be about a leg before this one.
             asked = self.machine.state is State.REPORTING
-            waits = self._report is None and self._story.row.connected_at is not None
+            waits = self._outcome.report is None and self._story.row.connected_at is not None
             if waits and (asked or notice.leg_number >= self._legs.replacements.number):
                 self._legs.lost(notice)
                 await self._step(Message(Trigger.LEG_LOST, detail=f"leg {notice.leg_number}"))
@@ -387,25 +299,25 @@ class CallActor:
                     await self._legs.release()
             case Action.INQUIRE:
                 if not self._legs.report_due:
-                    return self._why()
+                    return self._outcome.why()
                 await self._legs.inquire(talked=self._story.row.connected_at is not None)
             case Action.REPLACE:
                 return await self._legs.replace(self)
             case Action.REJOIN:
                 return await actions.rejoin()
             case Action.CONTINUE:
-                place = self._onward if self._fork is None else self._fork.place
+                place = self._outcome.onward if self._fork is None else self._fork.place
                 assert place is not None
                 return await actions.go_on(place)
             case Action.DETACH:
                 await actions.detach()
             case Action.GIVE_BACK:
                 assert self._fork is not None
-                await actions.give_stream_back(self._fork.parted(self._report))
+                await actions.give_stream_back(self._fork.parted(self._outcome.report))
             case Action.TEAR_DOWN:
-                await actions.tear_down(self._hangup_cause())
+                await actions.tear_down(self._outcome.hangup_cause())
             case Action.CLOSE:
-                await actions.tidy(self._hangup_cause())
+                await actions.tidy(self._outcome.hangup_cause())
                 await self._give_back()
             case _:
                 assert_never(action)
@@ -414,9 +326,7 @@ class CallActor:
     async def _give_back(self) -> None:
         await self._actions.give_lease_back()
         await self._take_late()
-        termination = self._ended()
-        if self._fork is not None:
-            termination = self._fork.ended(termination, self._report)
+        termination = self._outcome.final()
         self._story.close(State.ENDED.value, termination)
         self._log.info(
             "call_ended",
@@ -429,7 +339,7 @@ class CallActor:
     async def _take_late(self) -> None:
         """What is on its way behind the end: the report, and with which cause the caller's channel went."""
         deadline = asyncio.get_running_loop().time() + CAUSE_SECONDS
-        while not self._inbox.empty() or self._ended().hangup_cause is None:
+        while not self._inbox.empty() or self._outcome.known().hangup_cause is None:
             try:
                 async with asyncio.timeout_at(deadline):
                     late = await self._inbox.get()
@@ -438,37 +348,23 @@ class CallActor:
             if isinstance(late, CallReport):
                 self._take_report(late)
             elif isinstance(late, Message) and late.destroyed == self.caller_channel:
-                self._caller_cause = late.cause
+                self._outcome.caller_cause = late.cause
 
     @property
     def _talks(self) -> bool:
         """Whether caller and application are connected, be it that a leg between them is just being replaced."""
         return self.machine.state is State.TALKING or self.machine.state in HELD
 
-    @property
-    def _answered(self) -> bool:
-        return self._story.row.answered_at is not None
-
-    def _hangup_cause(self) -> int:
-        return self._ended().hangup_cause or int(Cause.NORMAL_CLEARING)
-
-    def _ended(self) -> Termination:
-        """The ending as far as it is known."""
-        found = self._termination or ending.of_nothing(self._report, answered=self._answered)
-        if found.hangup_cause is None and self._caller_cause is not None:
-            return Termination(found.result, found.reason, found.detail, self._caller_cause)
-        return found
-
     async def _contain(self) -> None:
         """A fault of ours must not leave a caller in dead air, nor a lease taken."""
         if self.machine.state in AWAY:
             self._actions.caller_live = False  # he is on the telephone with somebody, not with us
         self.machine = CallMachine(State.ENDED)
-        cause = self._hangup_cause()
+        cause = self._outcome.hangup_cause()
         for end in (partial(self._actions.tear_down, cause), partial(self._actions.tidy, cause), self._give_back):
             try:
                 await end()
             except Exception:
                 self._log.exception("call_not_contained")
         if self._story.row.ended_at is None:
-            self._story.close(State.ENDED.value, self._ended())
+            self._story.close(State.ENDED.value, self._outcome.known())

@@ -24,8 +24,8 @@ from ari_app.ari.errors import (
 )
 from ari_app.ari.events import ChannelDestroyed, StasisStart
 from ari_app.call.machine import State, Trigger
-from ari_app.controller import actor as actor_module
 from ari_app.controller import controller as controller_module
+from ari_app.controller import limits as limits_module
 from ari_app.controller.actor import INBOX_MESSAGES
 from ari_app.controller.messages import Message
 from ari_app.domain.ids import CallId, bridge_id, media_channel_id
@@ -72,8 +72,8 @@ STORES = {"acquire", "put_spec", "send_order", "release"}
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short limits, and plain logs: hundreds of drawn tracebacks take a minute."""
-    monkeypatch.setattr(actor_module, "END_SECONDS", 0.1)
-    monkeypatch.setattr(actor_module, "REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
+    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
     monkeypatch.setattr(controller_module, "ORPHAN_SECONDS", 0.05)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
@@ -159,9 +159,10 @@ def in_haste(hook: Callable[[Neighbours], Awaitable[None]] | None) -> Callable[[
 
     async def hastened(pbx: Neighbours) -> None:
         for actor in pbx.controller._actors.values():
-            actor._setup_seconds = time.monotonic() - actor._began + 0.2
+            limits = actor._limits
+            limits._setup_seconds = time.monotonic() - limits._began + 0.2
             if actor.machine.state not in (State.TALKING, State.FORKED):
-                actor._deadline = min(actor._deadline, actor._began + actor._setup_seconds)
+                limits.deadline = min(limits.deadline, limits._began + limits._setup_seconds)
         await hook(pbx)
 
     return hastened

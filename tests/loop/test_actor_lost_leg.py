@@ -15,8 +15,8 @@ from ari_app.ari.errors import AriUnavailable
 from ari_app.ari.events import ChannelDestroyed, ChannelHangupRequest, StasisEnd, StasisStart
 from ari_app.call import replacing
 from ari_app.call.machine import State
-from ari_app.controller import actor as actor_module
 from ari_app.controller import controller as controller_module
+from ari_app.controller import limits as limits_module
 from ari_app.domain.ids import parse
 from audiosocket.callspec import EndReason
 from tests.fake_call import CALLER, Fault, Neighbours, channel, config
@@ -41,9 +41,9 @@ REPLACE = ["workers", "put_spec", "external_media", "add_to_bridge"]
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(actor_module, "END_SECONDS", 0.1)
-    monkeypatch.setattr(actor_module, "REPORT_SECONDS", 0.1)
-    monkeypatch.setattr(actor_module, "REPLACE_SECONDS", 0.15)
+    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
+    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(limits_module, "REPLACE_SECONDS", 0.15)
     monkeypatch.setattr(controller_module, "ORPHAN_SECONDS", 0.05)
     monkeypatch.setattr(replacing, "PAUSE_SECONDS", 0.01)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])

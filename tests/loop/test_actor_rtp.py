@@ -10,8 +10,8 @@ import structlog
 
 from ari_app.ari.events import ChannelDtmfReceived
 from ari_app.call.machine import State
-from ari_app.controller import actor as actor_module
 from ari_app.controller import controller as controller_module
+from ari_app.controller import limits as limits_module
 from audiosocket.callspec import CallNotice, EndReason, MediaFormat
 from tests.fake_call import CALLER, MEDIA_ADDRESS, WORKER, Neighbours, config
 from tests.loop.test_actor import SET_UP_RTP, nothing_left, up
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.loop
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(actor_module, "END_SECONDS", 0.1)
-    monkeypatch.setattr(actor_module, "REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
+    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
     monkeypatch.setattr(controller_module, "WATCH_SECONDS", 0.02)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from ari_app.controller.actor import REPORT_SECONDS
+from ari_app.controller.limits import REPORT_SECONDS
 from audiosocket import wire
 from audiosocket.breakers import MemoryBreakers, breaker_key
 from audiosocket.callspec import CallReport, LegOrder

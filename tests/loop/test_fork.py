@@ -16,8 +16,8 @@ from ari_app.ari.errors import AriRejected
 from ari_app.ari.events import StasisStart
 from ari_app.ari.models import DialplanPoint
 from ari_app.call.machine import State, Trigger
-from ari_app.controller import actor as actor_module
 from ari_app.controller import controller as controller_module
+from ari_app.controller import limits as limits_module
 from ari_app.controller.actor import INBOX_MESSAGES
 from ari_app.controller.messages import Message
 from ari_app.domain.ids import CallId, snoop_channel_id
@@ -39,7 +39,7 @@ ELSEWHERE = DialplanPoint(app_name="Dial", app_data="PJSIP/+918000000009@carrier
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short limits, and plain logs."""
-    monkeypatch.setattr(actor_module, "END_SECONDS", 0.1)
+    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
     monkeypatch.setattr(controller_module, "ORPHAN_SECONDS", 0.05)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield

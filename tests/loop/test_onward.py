@@ -15,8 +15,8 @@ import structlog
 from ari_app.ari.errors import AriRejected
 from ari_app.ari.models import DialplanPoint
 from ari_app.call.machine import State
-from ari_app.controller import actor as actor_module
 from ari_app.controller import controller as controller_module
+from ari_app.controller import limits as limits_module
 from audiosocket.callspec import CallNotice, EndReason, LegOrder
 from tests.fake_call import CALLER, Fault, Neighbours, config
 from tests.loop.test_actor import lives, nothing_left, record, up
@@ -34,8 +34,8 @@ ON_TRANSFER = ("trunkbridge-transfer", "s")
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short limits, and plain logs."""
-    monkeypatch.setattr(actor_module, "END_SECONDS", 0.5)
-    monkeypatch.setattr(actor_module, "REPORT_SECONDS", 0.2)
+    monkeypatch.setattr(limits_module, "END_SECONDS", 0.5)
+    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.2)
     monkeypatch.setattr(controller_module, "ORPHAN_SECONDS", 0.05)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield

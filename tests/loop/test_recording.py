@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from aiohttp import WSMsgType, web
 
-from ari_app.controller.actor import REPORT_SECONDS
+from ari_app.controller.limits import REPORT_SECONDS
 from audiosocket import wire
 from audiosocket.callspec import CallReport
 from audiosocket.recording import folder, recordings, wav, writer
