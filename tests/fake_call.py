@@ -309,14 +309,14 @@ class Neighbours:
 
     async def order_hangup(self) -> None:
         """An operator hangs all calls up."""
-        for call_id in list(self.controller._actors):
+        for call_id in list(self.controller._live.actors):
             await self.controller.on_command(Command(verb="hangup", call_id=call_id, by="a test"))
 
     # Waiting for it
 
     async def arrived(self) -> None:
         """Waits until the controller has a call, or had it: it may be over at once."""
-        await until(lambda: self.controller.counts["calls"], "the call's arrival", 5)
+        await until(lambda: self.controller._live.counts["calls"], "the call's arrival", 5)
 
     async def talking(self) -> None:
         """Waits until a call is up, or over."""
@@ -324,12 +324,12 @@ class Neighbours:
 
     async def reached(self, *states: State) -> None:
         """Waits until a call is in one of these states, or over."""
-        actors = self.controller._actors
+        actors = self.controller._live.actors
         await until(lambda: all(actor.machine.state in states for actor in actors.values()), f"{states}", 5)
 
     async def over(self) -> None:
         """Waits until no call is left."""
-        await until(lambda: not self.controller._tasks and not self.controller.active, "the end of the call", 5)
+        await until(lambda: not self.controller._live._tasks and not self.controller.active, "the end of the call", 5)
         while self.tasks:
             await self.tasks.popleft()
         await asyncio.sleep(0)

@@ -24,8 +24,8 @@ from ari_app.ari.errors import (
 )
 from ari_app.ari.events import ChannelDestroyed, StasisStart
 from ari_app.call.machine import State, Trigger
-from ari_app.controller import controller as controller_module
 from ari_app.controller import limits as limits_module
+from ari_app.controller import reconciliation as reconciliation_module
 from ari_app.controller.actor import INBOX_MESSAGES
 from ari_app.controller.messages import Message
 from ari_app.domain.ids import CallId, bridge_id, media_channel_id
@@ -74,7 +74,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short limits, and plain logs: hundreds of drawn tracebacks take a minute."""
     monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
     monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
-    monkeypatch.setattr(controller_module, "ORPHAN_SECONDS", 0.05)
+    monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
     structlog.reset_defaults()
@@ -158,7 +158,7 @@ def in_haste(hook: Callable[[Neighbours], Awaitable[None]] | None) -> Callable[[
         return None
 
     async def hastened(pbx: Neighbours) -> None:
-        for actor in pbx.controller._actors.values():
+        for actor in pbx.controller._live.actors.values():
             limits = actor._limits
             limits._setup_seconds = time.monotonic() - limits._began + 0.2
             if actor.machine.state not in (State.TALKING, State.FORKED):
@@ -177,9 +177,9 @@ def fault(step: str, name: str) -> Fault:
 def nothing_left(pbx: Neighbours, *, at: str = "") -> CallRow:
     """Checks what must hold after any call; returns its record. `at`: the step that failed."""
     controller = pbx.controller
-    assert not controller._by_channel
-    assert not controller._actors
-    assert not controller._tasks
+    assert not controller._live.by_channel
+    assert not controller._live.actors
+    assert not controller._live._tasks
     assert not pbx.channels, "a channel lives on"
     assert not pbx.bridges, "a bridge is left"
     if at != "release":
@@ -297,7 +297,7 @@ async def test_what_fails_for_good_keeps_nothing_else_from_being_given_back(step
         await pbx.talking()
         await pbx.order_hangup()
         await pbx.over()
-        assert not pbx.controller._by_channel
+        assert not pbx.controller._live.by_channel
         assert step == "release" or not pbx.held
         assert len(pbx.records.closed) == 1
         left = {identifier[:3] for identifier in pbx.channels}
@@ -320,7 +320,7 @@ async def up(pbx: Neighbours) -> str:
     pbx.arrive()
     await pbx.arrived()
     await pbx.talking()
-    (call_id,) = pbx.controller._actors
+    (call_id,) = pbx.controller._live.actors
     return call_id
 
 
@@ -515,7 +515,7 @@ async def test_the_callers_own_start_is_not_taken_for_the_medias(pbx: Neighbours
 async def test_an_inbox_that_overflows_is_reconciled(pbx: Neighbours) -> None:
     """Of a flood of messages some are lost, and among them the one that mattered."""
     call_id = await up(pbx)
-    actor = pbx.controller._actors[call_id]
+    actor = pbx.controller._live.actors[call_id]
     pbx.destroy(CALLER, silent=True)
     for _ in range(INBOX_MESSAGES):
         actor.tell(Message(Trigger.MEDIA_STARTED))
@@ -528,7 +528,7 @@ async def test_an_inbox_that_overflows_is_reconciled(pbx: Neighbours) -> None:
 @pytest.mark.parametrize("error", [ari(AriUnavailable, 0), ari(AriRejected, 500)])
 async def test_an_overflow_while_asterisk_does_not_answer_harms_nobody(pbx: Neighbours, error: Exception) -> None:
     call_id = await up(pbx)
-    actor = pbx.controller._actors[call_id]
+    actor = pbx.controller._live.actors[call_id]
     pbx.faults["get_channel"] = Fault(before=raises(error), times=2)
     for _ in range(INBOX_MESSAGES + 1):
         actor.tell(Message(Trigger.MEDIA_STARTED))
@@ -620,7 +620,7 @@ async def test_leases_are_renewed_for_calls_that_live_and_only_for_those() -> No
     often = settings.controller.model_copy(update={"lease_seconds": 0.03})
     pbx = Neighbours(settings.model_copy(update={"controller": often}))
     call_id = await up(pbx)
-    actor = pbx.controller._actors[call_id]
+    actor = pbx.controller._live.actors[call_id]
     renewing = asyncio.create_task(pbx.controller.renew_leases())
     try:
         await until(lambda: pbx.renewals, "a renewal")
@@ -690,7 +690,7 @@ async def test_a_talking_call_is_adopted_and_goes_on(pbx: Neighbours) -> None:
     await pbx.controller.on_connected()
     await asyncio.sleep(0.1)  # past the time at which orphans are ended
     assert pbx.controller.active == 1
-    assert pbx.controller._actors[row.call_id].machine.state is State.TALKING
+    assert pbx.controller._live.actors[row.call_id].machine.state is State.TALKING
     assert len(pbx.channels) == 2
     assert row.caller_channel_id is not None
     pbx.destroy(row.caller_channel_id, requested=True)
@@ -910,7 +910,7 @@ async def test_a_stopped_controller_leaves_its_calls_alone(pbx: Neighbours) -> N
     assert len(pbx.channels) == 2
     assert pbx.held
     assert not pbx.records.closed
-    assert not pbx.controller._by_channel
+    assert not pbx.controller._live.by_channel
     pbx.channels.clear()
 
 
@@ -928,7 +928,7 @@ async def test_a_controller_stopped_in_the_middle_of_a_step(answer: str, step: s
     await reached.wait()
     async with asyncio.timeout(2):
         await pbx.controller.stop()
-    assert not pbx.controller._tasks
-    assert not pbx.controller._by_channel
+    assert not pbx.controller._live._tasks
+    assert not pbx.controller._live.by_channel
     assert not pbx.records.closed
     pbx.channels.clear()

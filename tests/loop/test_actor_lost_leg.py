@@ -15,8 +15,8 @@ from ari_app.ari.errors import AriUnavailable
 from ari_app.ari.events import ChannelDestroyed, ChannelHangupRequest, StasisEnd, StasisStart
 from ari_app.call import replacing
 from ari_app.call.machine import State
-from ari_app.controller import controller as controller_module
 from ari_app.controller import limits as limits_module
+from ari_app.controller import reconciliation as reconciliation_module
 from ari_app.domain.ids import parse
 from audiosocket.callspec import EndReason
 from tests.fake_call import CALLER, Fault, Neighbours, channel, config
@@ -44,7 +44,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
     monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
     monkeypatch.setattr(limits_module, "REPLACE_SECONDS", 0.15)
-    monkeypatch.setattr(controller_module, "ORPHAN_SECONDS", 0.05)
+    monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
     monkeypatch.setattr(replacing, "PAUSE_SECONDS", 0.01)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
@@ -74,7 +74,7 @@ def attempt(pbx: Neighbours) -> int:
 
 async def replaced(pbx: Neighbours, number: int = 1) -> None:
     """Waits until the call talks over leg `number`."""
-    (actor,) = pbx.controller._actors.values()
+    (actor,) = pbx.controller._live.actors.values()
     await until(lambda: attempt(pbx) == number and actor.machine.state is State.TALKING, f"leg {number}", 5)
 
 
@@ -236,7 +236,7 @@ async def test_interrupted_while_a_leg_is_replaced(step: str, rtp: bool) -> None
         await breaks(pbx, "asterisk first")
         await until(lambda: at not in pbx.faults, f"{at}: it happens")
         # Whatever has happened, the caller is there, and has a leg that carries his call, or his call is over.
-        actors = pbx.controller._actors
+        actors = pbx.controller._live.actors
         await until(
             lambda: all(
                 actor.machine.state is State.TALKING and pbx.media in next(iter(pbx.bridges.values()))
@@ -322,16 +322,16 @@ async def test_what_comes_late_of_an_earlier_leg_changes_nothing(pbx: Neighbours
     await breaks(pbx, "worker first")
     await replaced(pbx)
     steps = len(pbx.steps)
-    (actor,) = pbx.controller._actors.values()
+    (actor,) = pbx.controller._live.actors.values()
     actor._legs.earlier.add(about["channel"].id)
-    pbx.controller._register(about["channel"].id, actor)
+    pbx.controller._live.register(about["channel"].id, actor)
     pbx.emit(StasisEnd(**about))
     pbx.emit(ChannelDestroyed(**about, cause=16, cause_txt="x"))
     await until(lambda: not actor._legs.earlier, "it is known to be gone")
     assert actor.machine.state is State.TALKING
     # One that enters our application after all is hung up.
     pbx.channels[first] = channel(first)
-    pbx.controller._register(about["channel"].id, actor)
+    pbx.controller._live.register(about["channel"].id, actor)
     pbx.emit(StasisStart(**about, args=[]))
     await until(lambda: first not in pbx.channels, "it is hung up")
     assert len(pbx.steps) == steps + 1
@@ -347,7 +347,7 @@ async def test_without_the_event_stream_a_loss_waits_for_it(pbx: Neighbours) -> 
         pbx.lose(pbx.legs[media])
     pbx.destroy(media, silent=True)
     await asyncio.sleep(0.02)
-    (actor,) = pbx.controller._actors.values()
+    (actor,) = pbx.controller._live.actors.values()
     assert actor.machine.state is State.TALKING
     await pbx.controller.on_connected()
     await replaced(pbx)
@@ -396,7 +396,7 @@ async def test_the_next_controller_knows_the_legs_and_replaces_the_lost_one(
         assert after.media is not None
         after.destroy(after.media, silent=True)
     await after.controller.on_connected()
-    actor = after.controller._actors[call_id]
+    actor = after.controller._live.actors[call_id]
     if not missing:
         assert actor.media_channel == after.media
         await breaks(after, "worker first")

@@ -83,8 +83,8 @@ async def test_nobody_is_bridged_before_the_worker_has_opened_the_leg(pbx: Neigh
     pbx.arrive()
     await pbx.arrived()
     await until(lambda: "send_order" in pbx.steps, "the order")
-    await until(lambda: all(actor.media_started for actor in pbx.controller._actors.values()), "media")
-    (actor,) = pbx.controller._actors.values()
+    await until(lambda: all(actor.media_started for actor in pbx.controller._live.actors.values()), "media")
+    (actor,) = pbx.controller._live.actors.values()
     assert actor.machine.state is State.ATTACHING
     (spec,) = pbx.specs.values()
     for _ in range(2):  # one that comes twice changes nothing
@@ -153,9 +153,9 @@ async def test_what_rtp_does_not_carry_goes_by_audiosocket(rtp: bool) -> None:
 @pytest.mark.parametrize("how", ["dead", "restarted"])
 async def test_a_worker_that_is_gone_ends_its_calls(pbx: Neighbours, how: str) -> None:
     await up(pbx)
-    pbx.controller._spawn(pbx.controller.watch_workers())
+    pbx.controller._live.spawn(pbx.controller.watch_workers())
     pbx.reports = False
-    (actor,) = pbx.controller._actors.values()
+    (actor,) = pbx.controller._live.actors.values()
     if how == "dead":
         pbx.alive = False
     else:
@@ -168,7 +168,7 @@ async def test_a_worker_that_is_gone_ends_its_calls(pbx: Neighbours, how: str) -
 
 async def test_a_worker_that_is_missed_once_is_not_gone(pbx: Neighbours) -> None:
     await up(pbx)
-    (actor,) = pbx.controller._actors.values()
+    (actor,) = pbx.controller._live.actors.values()
     assert actor.rtp_leg.used
     asked = 0
 
@@ -178,7 +178,7 @@ async def test_a_worker_that_is_missed_once_is_not_gone(pbx: Neighbours) -> None
         return [] if asked % 2 else [WORKER]
 
     pbx.workers = workers  # type: ignore[method-assign, assignment]
-    pbx.controller._spawn(pbx.controller.watch_workers())
+    pbx.controller._live.spawn(pbx.controller.watch_workers())
     await until(lambda: asked > 6, "several looks")
     assert actor.machine.state is State.TALKING
 
@@ -190,7 +190,7 @@ async def test_an_adopted_call_knows_its_leg_by_the_channel(pbx: Neighbours) -> 
     after.channels, after.specs, after.legs = pbx.channels, pbx.specs, pbx.legs
     after.records.open = [row]
     await after.controller.on_connected()
-    actor = after.controller._actors[call_id]
+    actor = after.controller._live.actors[call_id]
     assert actor.rtp_leg.used
     digit(after, "7")
     await until(lambda: after.orders, "digit")

@@ -16,8 +16,8 @@ from ari_app.ari.errors import AriRejected
 from ari_app.ari.events import StasisStart
 from ari_app.ari.models import DialplanPoint
 from ari_app.call.machine import State, Trigger
-from ari_app.controller import controller as controller_module
 from ari_app.controller import limits as limits_module
+from ari_app.controller import reconciliation as reconciliation_module
 from ari_app.controller.actor import INBOX_MESSAGES
 from ari_app.controller.messages import Message
 from ari_app.domain.ids import CallId, snoop_channel_id
@@ -40,7 +40,7 @@ ELSEWHERE = DialplanPoint(app_name="Dial", app_data="PJSIP/+918000000009@carrier
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short limits, and plain logs."""
     monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
-    monkeypatch.setattr(controller_module, "ORPHAN_SECONDS", 0.05)
+    monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
     structlog.reset_defaults()
@@ -55,7 +55,7 @@ def forking(seconds: float = 600, **application: Any) -> Neighbours:
 
 async def reached(pbx: Neighbours, state: State) -> None:
     """Waits until the one call is in this state, and lives."""
-    (actor,) = pbx.controller._actors.values()
+    (actor,) = pbx.controller._live.actors.values()
     await until(lambda: actor.machine.state is state, state.value, 5)
 
 
@@ -64,7 +64,7 @@ async def forked(pbx: Neighbours) -> str:
     pbx.arrive()
     await pbx.arrived()
     await reached(pbx, State.FORKED)
-    (call_id,) = pbx.controller._actors
+    (call_id,) = pbx.controller._live.actors
     return call_id
 
 
@@ -340,7 +340,7 @@ async def test_a_caller_whom_the_dialplan_sends_back_is_not_kept() -> None:
 async def test_a_message_that_is_lost_is_found_out() -> None:
     pbx = forking()
     call_id = await forked(pbx)
-    actor = pbx.controller._actors[call_id]
+    actor = pbx.controller._live.actors[call_id]
     assert pbx.snooping is not None
     pbx.destroy(pbx.snooping, silent=True)
     for _ in range(INBOX_MESSAGES + 1):
@@ -405,7 +405,7 @@ async def test_the_next_controller_watches_over_the_fork(written: State) -> None
     await pbx.controller.on_connected()
     await asyncio.sleep(0.1)  # past the time at which orphans are ended
     assert len(pbx.channels) == 3
-    assert pbx.controller._actors[row.call_id].machine.state is State.FORKED
+    assert pbx.controller._live.actors[row.call_id].machine.state is State.FORKED
     assert caller in pbx.subscribed
     pbx.destroy(caller, 16, requested=True)
     await pbx.over()
@@ -463,7 +463,7 @@ async def test_a_caller_without_a_stream_is_adopted_with_what_is_known(failed: b
     await pbx.controller.on_connected()
     await asyncio.sleep(0.1)
     assert set(pbx.channels) == {caller}
-    assert pbx.controller._actors[row.call_id].machine.state is State.PARTED
+    assert pbx.controller._live.actors[row.call_id].machine.state is State.PARTED
     pbx.destroy(caller, 16, requested=True)
     await pbx.over()
     closed = nothing_left(pbx)

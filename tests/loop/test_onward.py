@@ -15,8 +15,8 @@ import structlog
 from ari_app.ari.errors import AriRejected
 from ari_app.ari.models import DialplanPoint
 from ari_app.call.machine import State
-from ari_app.controller import controller as controller_module
 from ari_app.controller import limits as limits_module
+from ari_app.controller import reconciliation as reconciliation_module
 from audiosocket.callspec import CallNotice, EndReason, LegOrder
 from tests.fake_call import CALLER, Fault, Neighbours, config
 from tests.loop.test_actor import lives, nothing_left, record, up
@@ -36,7 +36,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short limits, and plain logs."""
     monkeypatch.setattr(limits_module, "END_SECONDS", 0.5)
     monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.2)
-    monkeypatch.setattr(controller_module, "ORPHAN_SECONDS", 0.05)
+    monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
     structlog.reset_defaults()
@@ -55,7 +55,7 @@ async def awaiting(pbx: Neighbours) -> str:
     """A caller who rings, with the media attached; the leg."""
     pbx.arrive()
     await pbx.arrived()
-    (actor,) = pbx.controller._actors.values()
+    (actor,) = pbx.controller._live.actors.values()
     await until(lambda: actor.machine.state is State.AWAITING, "the media leg")
     (leg,) = pbx.legs.values()
     return leg
@@ -206,7 +206,7 @@ async def test_a_route_that_answers_at_once_holds_nothing_back() -> None:
 async def test_notices_of_another_leg_or_of_no_call_are_dropped() -> None:
     pbx = ringing()
     leg = await awaiting(pbx)
-    (call_id,) = pbx.controller._actors
+    (call_id,) = pbx.controller._live.actors
     for call, of in (("nobody", leg), (call_id, "another")):
         pbx.controller.on_notice(CallNotice(call_id=call, leg_uuid=of, event="connected", at_ms=0))
     await asyncio.sleep(0.02)
@@ -356,7 +356,7 @@ async def test_a_call_that_is_ended_while_the_report_is_awaited(who: str) -> Non
     leg = pbx.legs[pbx.media]
     pbx.reports = False
     pbx.destroy(pbx.media)
-    (actor,) = pbx.controller._actors.values()
+    (actor,) = pbx.controller._live.actors.values()
     await until(lambda: actor.machine.state is State.REPORTING, "the media's end")
     if who == "the caller":
         pbx.destroy(CALLER, requested=True)
