@@ -7,9 +7,6 @@
 
 PY := .venv/bin/python
 RUNG ?=
-# Rungs whose tests may run two at a time; those of the others hold processes that need the machine.
-TOGETHER := unit loop store
-TOGETHER_MARKS := unit or loop or store
 CALLS ?= 300
 MINUTES ?= 60
 
@@ -32,8 +29,8 @@ setup-fuzz:
 
 test: setup-test
 	@$(if $(RUNG),,$(MAKE) --no-print-directory lint)
-	@$(if $(filter-out $(TOGETHER),$(RUNG)),,$(PY) -m pytest -n 2 --dist loadfile -m "$(or $(RUNG),$(TOGETHER_MARKS))")
-	@$(if $(filter $(TOGETHER),$(RUNG)),,$(PY) -m pytest -m "$(or $(RUNG),not ($(TOGETHER_MARKS)))")
+	@$(if $(filter-out unit,$(RUNG)),,$(PY) -m pytest -n 2 -m unit)
+	@$(if $(filter unit,$(RUNG)),,$(PY) -m pytest -m "$(or $(RUNG),not unit)")
 
 lint: setup-test
 	@$(PY) -m ruff check .

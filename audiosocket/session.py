@@ -418,6 +418,8 @@ class Session(Carried):
         if self.held:
             return
         held, self._held_marks = self._held_marks, []
+        if held:
+            self._instant_mark = self.ticks  # they are this tick's
         for name in held:
             self._send_mark(name)
         for name in self.playout.due_marks():
