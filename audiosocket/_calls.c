@@ -213,7 +213,19 @@ int leg_read(leg *self, const uint8_t *data, Py_ssize_t size, PyObject *object) 
         return failed;
     }
     PyObject *carried = Py_NewRef(self->session);
-    int failed = count > 1 ? done(PyObject_CallMethod(carried, "caller_backlog", "n", count)) : 0; /* none is stale */
+    int failed = 0;
+    if (count > 1) {
+        PyObject *old = PyObject_CallMethod(carried, "caller_backlog", "n", count);
+        Py_ssize_t stale = old == NULL ? -1 : PyLong_AsSsize_t(old);
+        Py_XDECREF(old);
+        if (stale < 0 || stale > count) {
+            failed = -1;
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "more frames are stale than there are");
+        } else {
+            count -= stale;
+            data += stale * self->usual_bytes;
+        }
+    }
     for (; count && !failed && !self->closing; count--, data += self->usual_bytes) {
         PyObject *payload = PyBytes_FromStringAndSize((const char *)data + HEADER_BYTES, self->usual_bytes - HEADER_BYTES);
         if (payload == NULL) failed = -1;

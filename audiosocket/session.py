@@ -33,6 +33,9 @@ STALL_TICKS = 3
 GAP_TICKS = 5
 """After 100 ms without a frame from the caller (RTP loss, hold, a digit being pressed) silence takes its place, from
 the start of the gap on: applications expect a continuous stream."""
+LATE_TICKS = 50
+"""After a gap the frames that are missing may come yet, bit by bit (TCP behind a link that stood still): what silence
+has taken the place of is late by that much, and all but the latest 200 ms of it is dropped, for a second."""
 MAX_PENDING_MARKS = 10_000
 MAX_MARK_CHARACTERS = 1_048_576
 """Of the names of all pending marks together."""
@@ -63,6 +66,7 @@ class Session(Carried):
         "_decode",
         "_digits_sent_at",
         "_digits_to_caller",
+        "_filled_tick",
         "_instant_mark",
         "_mark_characters",
         "_media_format",
@@ -70,6 +74,7 @@ class Session(Carried):
         "_note",
         "_notify",
         "_one_way",
+        "_owed",
         "_prompt_over",
         "_silence",
         "_spoken",
@@ -112,6 +117,8 @@ class Session(Carried):
         self._mark_characters = 0
         self._stall_tick = -GAP_TICKS - 1
         self._stall_frames = 0
+        self._owed = 0  # of the caller's frames that silence has taken the place of, those that may come yet
+        self._filled_tick = 0
         self.recorder: Recorder | None = None
         self.held = spec.held
         self._next_frame: Callable[[], bytes | None] = _nothing if spec.held else self.playout.tick
@@ -190,19 +197,23 @@ class Session(Carried):
 
     def caller_backlog(self, frames: int) -> int:
         """Audio frames have arrived in one piece: how many of them, the oldest, are too old to be passed on."""
-        if frames <= STALL_TICKS:
+        owed = self._owed if self.ticks - self._filled_tick <= LATE_TICKS else 0
+        if frames <= STALL_TICKS and not owed:
             if frames > 1 and self.ticks > GAP_TICKS:
                 self.playout.note_stall(frames - 1)
             return 0
         if self.ticks > GAP_TICKS:
-            self._note_stall(frames)
-        stale = max(0, frames - STALE_FRAMES)
+            self._note_stall(max(frames, owed))
+        stale = max(0, frames - STALE_FRAMES, min(frames - 1, owed - STALE_FRAMES))
+        self._owed = max(0, owed - frames + 1)
         if stale:
             self._drop("stale", stale)
             self._caller_frames += stale
             if self._open:
                 # A message may hold several frames: what does not make one up counts with the next that are stale.
-                messages, self._stale_rest = divmod(self._stale_rest + stale, self._frame_bytes // len(self._silence))
+                # What silence has been sent for has had its time.
+                skipped = stale - min(stale, owed)
+                messages, self._stale_rest = divmod(self._stale_rest + skipped, self._frame_bytes // len(self._silence))
                 self._dialect.skip(messages)
         return stale
 
@@ -321,6 +332,8 @@ class Session(Carried):
             self._gap_ticks = gap = self._gap_ticks + 1
             if gap >= GAP_TICKS:
                 self._fill(GAP_TICKS if gap == GAP_TICKS else 1)
+                self._owed = gap
+                self._filled_tick = self.ticks
         frame = self._next_frame()
         self.turns.tick(self.ticks, frame)
         if frame is None:

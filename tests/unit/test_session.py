@@ -168,6 +168,34 @@ def test_a_gap_is_filled_with_silence_from_its_beginning() -> None:
     assert any(call.media()[-1])
 
 
+@pytest.mark.parametrize("burst", [2, 3, 8, 45])
+def test_what_comes_late_bit_by_bit_is_dropped_but_for_its_latest(burst: int) -> None:
+    """TCP behind a link that stood still for a second: silence has been sent in place of all of it."""
+    call = Call()
+    for _ in range(20):
+        call.session.tick(0)
+        call.session.caller_audio(b"\xff" * 160)
+    for _ in range(50):
+        call.session.tick(0)
+    call.sent.clear()
+    left, passed = 51, 0
+    while left:
+        frames = min(burst, left)
+        left -= frames - 1  # and one has been said meanwhile
+        stale = call.session.caller_backlog(frames) if frames > 1 else 0
+        for _ in range(frames - stale):
+            call.session.caller_audio(b"\xff" * 160)
+        passed += frames - stale - 1
+        call.session.tick(0)
+        if frames == 1:
+            break
+    assert STALE_FRAMES <= passed <= STALE_FRAMES + 1
+    figures = call.session.figures()
+    assert figures.caller_frames_dropped == {"stale": 50 - passed}
+    times = [int(message["media"]["timestamp"]) for message in call.sent]
+    assert times == list(range(70 * 20, 70 * 20 + 20 * len(times), 20))
+
+
 def test_a_worker_that_is_late_takes_no_gap_for_the_callers() -> None:
     call = Call()
     for _ in range(GAP_TICKS * 3):

@@ -15,7 +15,7 @@ import msgspec
 from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.dialects import DIALECTS, open_dialect
 from audiosocket.g711 import silent_frame
-from audiosocket.session import CATCH_UP_FRAMES, GAP_TICKS, MAX_PENDING_MARKS, Session
+from audiosocket.session import CATCH_UP_FRAMES, GAP_TICKS, LATE_TICKS, MAX_PENDING_MARKS, Session
 
 LEG_FRAME_BYTES = {
     MediaFormat.SLIN: 320,
@@ -100,11 +100,14 @@ class SessionRig:
 
     def caller_burst(self, frames: int) -> None:
         """So many frames of 20 ms arrive in one piece."""
-        stale = self.session.caller_backlog(frames)
-        assert 0 <= stale <= frames
+        session = self.session
+        owed = session._owed if session.ticks - session._filled_tick <= LATE_TICKS else 0
+        stale = session.caller_backlog(frames)
+        assert 0 <= stale < max(2, frames)
         self._caller_frames += stale
-        self._due_bytes += stale * self._silence_bytes
-        self._sent_bytes += stale * self._silence_bytes
+        skipped = stale - min(stale, owed)
+        self._due_bytes += skipped * self._silence_bytes
+        self._sent_bytes += skipped * self._silence_bytes
         for _ in range(frames - stale):
             self.caller_audio(LEG_FRAME_BYTES[self._spec.media_format])
 
