@@ -34,8 +34,9 @@ GAP_TICKS = 5
 """After 100 ms without a frame from the caller (RTP loss, hold, a digit being pressed) silence takes its place, from
 the start of the gap on: applications expect a continuous stream."""
 LATE_TICKS = 50
-"""After a gap the frames that are missing may come yet, bit by bit (TCP behind a link that stood still): what silence
-has taken the place of is late by that much, and all but the latest 200 ms of it is dropped, for a second."""
+"""After a gap the frames that are missing may come yet, bit by bit (TCP behind a link that stood still). For a second,
+where more come than time passes, what silence has taken the place of is late by that much, and all but the latest 200 ms
+of it is dropped."""
 MAX_PENDING_MARKS = 10_000
 MAX_MARK_CHARACTERS = 1_048_576
 """Of the names of all pending marks together."""
@@ -66,6 +67,7 @@ class Session(Carried):
         "_decode",
         "_digits_sent_at",
         "_digits_to_caller",
+        "_filled_frames",
         "_filled_tick",
         "_instant_mark",
         "_mark_characters",
@@ -119,6 +121,7 @@ class Session(Carried):
         self._stall_frames = 0
         self._owed = 0  # of the caller's frames that silence has taken the place of, those that may come yet
         self._filled_tick = 0
+        self._filled_frames = 0
         self.recorder: Recorder | None = None
         self.held = spec.held
         self._next_frame: Callable[[], bytes | None] = _nothing if spec.held else self.playout.tick
@@ -197,7 +200,11 @@ class Session(Carried):
 
     def caller_backlog(self, frames: int) -> int:
         """Audio frames have arrived in one piece: how many of them, the oldest, are too old to be passed on."""
-        owed = self._owed if self.ticks - self._filled_tick <= LATE_TICKS else 0
+        since = self.ticks - self._filled_tick
+        owed = self._owed if since <= LATE_TICKS else 0
+        self._owed = max(0, owed - frames + 1)
+        if self._caller_frames - self._filled_frames + frames - since <= STALL_TICKS:
+            owed = 0  # he was silent, and speaks again: after a digit, on hold, at a pause
         if frames <= STALL_TICKS and not owed:
             if frames > 1 and self.ticks > GAP_TICKS:
                 self.playout.note_stall(frames - 1)
@@ -205,7 +212,6 @@ class Session(Carried):
         if self.ticks > GAP_TICKS:
             self._note_stall(max(frames, owed))
         stale = max(0, frames - STALE_FRAMES, min(frames - 1, owed - STALE_FRAMES))
-        self._owed = max(0, owed - frames + 1)
         if stale:
             self._drop("stale", stale)
             self._caller_frames += stale
@@ -334,6 +340,7 @@ class Session(Carried):
                 self._fill(GAP_TICKS if gap == GAP_TICKS else 1)
                 self._owed = gap
                 self._filled_tick = self.ticks
+                self._filled_frames = self._caller_frames
         frame = self._next_frame()
         self.turns.tick(self.ticks, frame)
         if frame is None:
