@@ -9,12 +9,6 @@
 #define PIECE_ROOM 8192 /* of samples that are made into a message without a Python object between */
 #define MESSAGE_ROOM 16384 /* of a message that is written where it is sent from */
 
-static int done(PyObject *result) {
-    if (result == NULL) return -1;
-    Py_DECREF(result);
-    return 0;
-}
-
 /* From the caller to the application */
 
 /* The payload as the application's samples: a table of 512 bytes gives two for each of it, one of 256 another one, and

@@ -29,8 +29,9 @@
     N(excess, "_excess") N(budget, "_budget") N(pace, "_pace") B(skip_byte, "_skip_byte") B(waited, "_waited")
 
 #define MEDIA_MESSAGES(O, N, B)                                                                                           \
-    O(text, "_text") N(end_1, "_end_1") N(end_2, "_end_2") N(end_3, "_end_3") N(end_4, "_end_4") N(sequence, "sequence") N(chunk, "_chunk") N(next_ms, "next_ms")                    \
-    N(frame_ms, "_frame_ms") B(time_second, "_time_second")
+    O(text, "_text") N(end_1, "_end_1") N(end_2, "_end_2") N(end_3, "_end_3") N(end_4, "_end_4")                          \
+    N(sequence, "sequence") N(chunk, "_chunk") N(next_ms, "next_ms") N(frame_ms, "_frame_ms")                             \
+    B(time_second, "_time_second")
 
 #define SESSION(O, N, B)                                                                                                  \
     O(playout, "playout") O(turns, "turns") O(rest, "_rest") O(send, "_send") O(media, "_media") O(convert, "_convert")   \
@@ -43,12 +44,12 @@
 
 #define LEG(O, N, B)                                                                                                      \
     O(session, "session") O(transport, "_transport") O(usual_header, "_usual_header") N(usual_bytes, "_usual_bytes")      \
-    N(blocked_ticks, "_blocked_ticks") N(socket, "_socket") B(closing, "_closing") B(whole, "_whole")                         \
+    N(blocked_ticks, "_blocked_ticks") N(socket, "_socket") B(closing, "_closing") B(whole, "_whole")                     \
     B(queued, "_queued")
 
 #define GATE(O, N, B)                                                                                                     \
-    O(app_text, "_app_text") O(unsent, "_unsent") O(write, "_write") O(send_otherwise, "_send_otherwise")                       \
-    N(socket, "_socket") N(max_bytes, "_max_bytes") B(between, "_between") B(reads, "_reads") B(sends, "_sends") \
+    O(app_text, "_app_text") O(unsent, "_unsent") O(write, "_write") O(send_otherwise, "_send_otherwise")                 \
+    N(socket, "_socket") N(max_bytes, "_max_bytes") B(between, "_between") B(reads, "_reads") B(sends, "_sends")          \
     B(queued, "_queued")
 
 #define FIELD_O(field, name) PyObject *field;
@@ -98,7 +99,8 @@ STRUCT(gate, GATE)
         .tp_members = type##_members,                                                                                     \
         .tp_methods = type##_methods,                                                                                     \
     };
-extern PyTypeObject noise_floor_type, turns_type, playout_type, media_messages_type, session_type, leg_type, gate_type, poll_type;
+extern PyTypeObject noise_floor_type, turns_type, playout_type, media_messages_type, session_type, leg_type, gate_type,
+    poll_type;
 
 /* Whether an object is there and of a type, or of a class made of it. */
 static inline int is_a(PyObject *object, PyTypeObject *type) { return object != NULL && PyObject_TypeCheck(object, type); }
@@ -109,10 +111,17 @@ static inline void put_object(PyObject **field, PyObject *object) { /* takes the
     Py_XDECREF(before);
 }
 
+/* What a call gives that is of no further use: 0, or -1 at an exception. */
+static inline int done(PyObject *result) {
+    if (result == NULL) return -1;
+    Py_DECREF(result);
+    return 0;
+}
+
 /* The methods in Python that the compiled ones stand in front of; `refer` in the module puts them here. */
 enum reference {
-    MEDIA_MESSAGES_MEDIA, PLAYOUT_PUSH, PLAYOUT_TICK, TURNS_TICK, SESSION_CALLER_AUDIO, SESSION_APP_TEXT, SESSION_TICK, LEG_DATA_RECEIVED,
-    LEG_TICK, GATE_DATA_RECEIVED, GATE_SEND, REFERENCES
+    MEDIA_MESSAGES_MEDIA, PLAYOUT_PUSH, PLAYOUT_TICK, TURNS_TICK, SESSION_CALLER_AUDIO, SESSION_APP_TEXT, SESSION_TICK,
+    LEG_DATA_RECEIVED, LEG_TICK, GATE_DATA_RECEIVED, GATE_SEND, REFERENCES
 };
 PyObject *refer_to(enum reference which, PyObject *self, PyObject *one, PyObject *two); /* `two` may be NULL */
 /* What the rules in Python name; `refer` again. */

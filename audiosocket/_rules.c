@@ -16,12 +16,6 @@ int prepare_rules(void) {
 }
 
 /* Drops the result of a call; -1 when it raised. */
-static int done(PyObject *result) {
-    if (result == NULL) return -1;
-    Py_DECREF(result);
-    return 0;
-}
-
 /* Turns */
 
 #define SELF noise_floor

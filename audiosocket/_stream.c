@@ -7,12 +7,6 @@
 #define TEXT_WHOLE 0x81 /* a text frame that is a whole message */
 #define MASKED 0x80
 
-static int done(PyObject *result) {
-    if (result == NULL) return -1;
-    Py_DECREF(result);
-    return 0;
-}
-
 /* Masking keys must not be foreseen (RFC 6455, section 5.3): they come from the kernel, many at a time. */
 static uint8_t keys[4096];
 static size_t keys_left;

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-FRAME_SECONDS = 0.02
+from audiosocket.wire import FRAME_MS
+
+FRAME_SECONDS = FRAME_MS / 1000
 WINDOW_SECONDS = 5
 BUSY_CPU, CALM_CPU = 0.9, 0.8
 """Share of a core that the loop uses: from the first on it is too much, below the second it is well again."""

@@ -197,9 +197,13 @@ class MediaLegs:
         return failed
 
     async def end(self) -> None:
-        """Tells the worker that the call is over, where it does not learn that from the leg's end."""
+        """Tells the worker that the call is over, where it does not learn that from the leg's end; in time it would
+        find out by itself."""
         if self.report_due and (self.rtp.used or self.replacements.holds):
-            await self.rtp.end()
+            try:
+                await self._send_order(LegOrder(leg_uuid=self.leg_uuid, order="end"))
+            except StoreUnavailable as error:
+                self._log.warning("end_not_sent", detail=str(error))
 
     async def hang_up(self) -> None:
         """Hangs up what lives of the legs, and tells the worker where it does not learn it from the leg's end."""

@@ -48,13 +48,6 @@ class RtpLeg:
         order = LegOrder(leg_uuid=leg_uuid, order="open", remote=remote, media_format=media_format)
         return await self._send(order)
 
-    async def end(self) -> None:
-        """Tells the worker that the leg is over. It finds out by itself, later."""
-        try:
-            await self._send(LegOrder(leg_uuid=self._leg_uuid(), order="end"))
-        except StoreUnavailable as error:
-            self._log.warning("end_not_sent", detail=str(error))
-
     async def pass_digit(self, digit: str) -> None:
         """Tells the worker which key the caller pressed: of digits Asterisk sends nothing."""
         try:

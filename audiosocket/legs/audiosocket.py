@@ -21,15 +21,11 @@ from audiosocket.callspec import MediaFigures
 from audiosocket.clock import Clock
 from audiosocket.compiled import FRAMES, usual
 from audiosocket.errors import WireError
-from audiosocket.legs.base import LegOwner
+from audiosocket.legs.base import BLOCKED_TICKS, MAX_UNSENT_FRAMES, LegOwner, pressed, stop_deadline, stop_timers
 from audiosocket.session import Session
 
 UUID_SECONDS = 2.0
 """How long a connection may take to say which call it is."""
-MAX_UNSENT_FRAMES = 10
-"""Frames for a peer that does not read are dropped beyond 200 ms: late audio is worth less than none."""
-BLOCKED_TICKS = 500
-"""A peer that takes nothing for 10 s is gone."""
 
 log = structlog.get_logger(__name__)
 
@@ -131,7 +127,7 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
         self._socket = -1  # the number is another connection's from now on
         if exc is not None and not self.end_detail:
             self.end_detail = f"{type(exc).__name__}: {exc}"
-        self._stop_timers()
+        stop_timers(self)
         self._transport = None
         if not self.closed.done():
             self.closed.set_result(None)
@@ -146,7 +142,7 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
         self._closing = True
         self.end_reason = reason
         self.end_detail = detail
-        self._stop_timers()
+        stop_timers(self)
         if self._transport is not None:
             if self._transport.get_write_buffer_size() > self._max_unsent_bytes():
                 self._transport.abort()  # it does not read: a graceful close would wait for ever
@@ -206,9 +202,9 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
             elif audio_kind is None and kind in wire.AUDIO_KINDS:
                 continue  # nobody is there yet
             elif kind == wire.KIND_DTMF:
-                digit = payload.decode("ascii", "replace")
-                if self.session is not None and len(digit) == 1 and digit in "0123456789*#ABCDabcd":
-                    self.session.digit(digit.upper())
+                digit = pressed(payload.decode("ascii", "replace"))
+                if self.session is not None and digit:
+                    self.session.digit(digit)
                 else:
                     self.ignored_frames += 1
             elif kind == wire.KIND_HANGUP:
@@ -226,9 +222,7 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
         if kind != wire.KIND_UUID:
             self.hangup("leg_protocol_error", f"first frame is of kind 0x{kind:02x}, not a UUID")
             return
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        stop_deadline(self)
         self.leg_uuid = str(uuid.UUID(bytes=payload))
         self._owner.leg_identified(self, self.leg_uuid)
 
@@ -263,11 +257,3 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
     def _no_uuid(self) -> None:
         self._deadline = None
         self.hangup("leg_protocol_error", f"no UUID within {UUID_SECONDS:g} s")
-
-    def _stop_timers(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        if self._ticking is not None:
-            self._clock.remove(self._ticking)
-            self._ticking = None

@@ -5,8 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from audiosocket.callspec import MediaFigures
+from audiosocket.callspec import DIGITS, MediaFigures
+from audiosocket.clock import Clock
 from audiosocket.session import Session
+
+MAX_UNSENT_FRAMES = 10
+"""Frames for a peer that does not read are dropped beyond 200 ms: late audio is worth less than none."""
+BLOCKED_TICKS = 500
+"""A peer that takes nothing for 10 s is gone."""
+
+
+def pressed(digit: str) -> str:
+    """The key that Asterisk names, as `DIGITS` has it; empty: it is none."""
+    key = digit.upper()
+    return key if len(key) == 1 and DIGITS.fullmatch(key) else ""
 
 
 class MediaLeg(Protocol):
@@ -34,6 +46,28 @@ class MediaLeg(Protocol):
 
     def add_figures(self, figures: MediaFigures) -> None:
         """Puts in what only the leg knows."""
+
+
+class _Timed(Protocol):
+    _clock: Clock
+    _deadline: asyncio.TimerHandle | None
+    """By when it has to be known which leg it is."""
+    _ticking: tuple[int, int] | None
+
+
+def stop_deadline(leg: _Timed) -> None:
+    """It is known which leg it is, or not of interest any more."""
+    if leg._deadline is not None:
+        leg._deadline.cancel()
+        leg._deadline = None
+
+
+def stop_timers(leg: _Timed) -> None:
+    """Of a leg that is a connection, and over."""
+    stop_deadline(leg)
+    if leg._ticking is not None:
+        leg._clock.remove(leg._ticking)
+        leg._ticking = None
 
 
 class LegOwner(Protocol):

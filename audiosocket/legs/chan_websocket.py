@@ -19,17 +19,13 @@ from audiosocket.callspec import WEBSOCKET_PATH, WEBSOCKET_SUBPROTOCOL, MediaFig
 from audiosocket.clock import Clock
 from audiosocket.errors import WireError
 from audiosocket.g711 import ALAW_SILENCE, PCM_TO_G711, ULAW_SILENCE, pcm_to_pcm
-from audiosocket.legs.base import LegOwner
+from audiosocket.legs.base import BLOCKED_TICKS, MAX_UNSENT_FRAMES, LegOwner, pressed, stop_deadline, stop_timers
 from audiosocket.loudness import UPPER_QUIET
 from audiosocket.session import STALL_TICKS, Session
 from audiosocket.wire import HEADER_BYTES, LINEAR, MAX_AUDIO_BYTES
 
 START_SECONDS = 2.0
 """How long a connection may take to its upgrade, and then to say which call it is."""
-MAX_UNSENT_FRAMES = 10
-"""Frames for a peer that does not read are dropped beyond 200 ms: late audio is worth less than none."""
-BLOCKED_TICKS = 500
-"""A peer that takes nothing for 10 s is gone."""
 ASK_TICKS = 50
 """How often Asterisk is asked what waits in its queue."""
 QUEUED_FRAMES = 1
@@ -150,9 +146,8 @@ class WebSocketLeg(picows.WSListener):
         self.frames_left_out = 0
         self.end_reason = "leg_closed"
         self.end_detail = ""
-        self.hung_up = (
-            False  # Asterisk closes for whatever ends its channel: the controller knows whether it was a hang-up
-        )
+        # Asterisk closes for whatever ends its channel: the controller knows whether it was a hang-up.
+        self.hung_up = False
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # picows.WSListener
@@ -198,7 +193,7 @@ class WebSocketLeg(picows.WSListener):
                 self.end_detail = handshake.sent.reason or f"close code {handshake.sent.code.value}"
             else:
                 self.end_detail = "the connection ended without a close frame"
-        self._stop_timers()
+        stop_timers(self)
         self._transport = None
         if not self.closed.done():
             self.closed.set_result(None)
@@ -220,7 +215,7 @@ class WebSocketLeg(picows.WSListener):
         self._closing = True
         self.end_reason = reason
         self.end_detail = detail
-        self._stop_timers()
+        stop_timers(self)
         if self._transport is not None:
             fault = reason == "leg_protocol_error"
             self._transport.send_close(picows.WSCloseCode.PROTOCOL_ERROR if fault else picows.WSCloseCode.OK)
@@ -257,9 +252,9 @@ class WebSocketLeg(picows.WSListener):
         elif event.event == websocket_media.QUEUE_FULL:
             self._flush()
         elif event.event == websocket_media.DIGIT:
-            digit = event.digit
-            if self.session is not None and len(digit) == 1 and digit in "0123456789*#ABCDabcd":
-                self.session.digit(digit.upper())
+            digit = pressed(event.digit)
+            if self.session is not None and digit:
+                self.session.digit(digit)
             else:
                 self.ignored_messages += 1
         elif event.event == websocket_media.START:
@@ -269,9 +264,7 @@ class WebSocketLeg(picows.WSListener):
 
     def _identify(self, event: websocket_media.Event) -> None:
         self.leg_uuid, self.media_format = websocket_media.identify(event)
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        stop_deadline(self)
         size = websocket_media.frame_bytes(self.media_format)
         self._encode = PCM_TO_G711.get(self.media_format, pcm_to_pcm)
         self._silent_payload = _SILENCE.get(self.media_format, b"\0") * size
@@ -360,11 +353,3 @@ class WebSocketLeg(picows.WSListener):
     def _no_start(self) -> None:
         self._deadline = None
         self.hangup("leg_protocol_error", f"no {websocket_media.START} within {START_SECONDS:g} s")
-
-    def _stop_timers(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        if self._ticking is not None:
-            self._clock.remove(self._ticking)
-            self._ticking = None

@@ -17,10 +17,11 @@ from typing import cast
 from audiosocket import wire
 from audiosocket.g711 import ULAW_SILENCE
 from audiosocket.loadtest import marked
+from audiosocket.wire import FRAME_MS
 
 SLOTS = 20
 SLOT_SECONDS = 0.001
-FRAME_SECONDS = 0.02
+FRAME_SECONDS = FRAME_MS / 1000
 CALLS_PER_SECOND = 200
 """How fast calls are set up where nothing else is asked for."""
 CONNECT_SECONDS = 10.0
