@@ -34,9 +34,9 @@ GAP_TICKS = 5
 """After 100 ms without a frame from the caller (RTP loss, hold, a digit being pressed) silence takes its place, from
 the start of the gap on: applications expect a continuous stream."""
 LATE_TICKS = 50
-"""After a gap the frames that are missing may come yet, bit by bit (TCP behind a link that stood still). For a second,
-where more come than time passes, what silence has taken the place of is late by that much, and all but the latest 200 ms
-of it is dropped."""
+"""After a gap the frames that are missing may come yet, bit by bit (TCP behind a link that stood still). Where within a
+second more come than time passes, what silence has taken the place of is late by that much, and all but the latest
+200 ms of it is dropped."""
 MAX_PENDING_MARKS = 10_000
 MAX_MARK_CHARACTERS = 1_048_576
 """Of the names of all pending marks together."""
