@@ -4,6 +4,8 @@ part played by the test."""
 from __future__ import annotations
 
 import asyncio
+import base64
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 
 from ari_app.ari.client import AriClient
 from ari_app.fleet.leases import Leases
 from ari_app.store.records import CallRow
 from audiosocket.runtime.stores import open_redis, resolve
-from tests.worker_rig import Application, serving
+from tests.worker_rig import Application, serving, until
 from tools.asterisk.install import AsteriskInstall
 from tools.asterisk.local import free_ports, local_config, merge
 from tools.sip.rtp_peer import Codec, RtpTicker
@@ -27,6 +30,13 @@ EXAMPLE = Path(__file__).parent.parent / "trunkbridge.example.yml"
 SCRIPTED, ECHO, REFUSED, SLOW, SHORT = (f"+9180000000{number}" for number in (10, 11, 12, 13, 14))
 """Numbers: an application of the test's, an echo, one that refuses, one that does not answer the handshake, and the
 scripted one with a limit of 4 kB a message."""
+
+_numbers = itertools.count(1)
+
+
+def caller() -> str:
+    """A number of its own for every call: it finds the call's record."""
+    return f"+9190000{next(_numbers):05d}"
 
 
 @dataclass
@@ -39,6 +49,31 @@ class Live:
     alaw: Carrier
     ari: AriClient
     folder: Path
+
+    @asynccontextmanager
+    async def fresh(self) -> AsyncIterator[Live]:
+        """For one test: the application has forgotten the one before, and nothing may be left behind."""
+        app = self.app
+        app.messages.clear()
+        app.sockets.clear()
+        app.requests.clear()
+        app.behave = app.before_upgrade = None
+        app.closed = 0
+        yield self
+        await self.nothing_left()
+
+    async def talking(self, number: str = SCRIPTED, carrier: Carrier | None = None) -> Call:
+        """A call whose stream to the scripted application has started."""
+        before = len(self.app.events("start"))
+        call = (carrier or self.ulaw).call(number, caller())
+        await call.answered()
+        await until(lambda: len(self.app.events("start")) > before, "start message")
+        return call
+
+    def heard_by_app(self, stream_sid: str = "") -> np.ndarray[Any, np.dtype[np.int16]]:
+        """What the scripted application has heard, of all streams or of one."""
+        heard = [one for one in self.app.events("media") if stream_sid in ("", one["stream_sid"])]
+        return np.frombuffer(b"".join(base64.b64decode(one["media"]["payload"]) for one in heard), "<i2")
 
     async def records(self) -> list[CallRow]:
         """All records, newest first."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import itertools
 import json
 import os
-import signal
 import socket
 import struct
 import sys
@@ -20,22 +17,15 @@ import pytest_asyncio
 from aiohttp import web
 
 from audiosocket import g711
-from tests.live import ECHO, REFUSED, SCRIPTED, SHORT, SLOW, Live, live_system
+from tests.live import ECHO, REFUSED, SCRIPTED, SHORT, SLOW, Live, caller, live_system
 from tests.replying import Replying
 from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
 from tools.audio import g711 as formula
-from tools.audio.tones import dominant_frequency, tone, tone_share
-from tools.sip.sipp import Call, CallRefused, Carrier, Ending
+from tools.audio.tones import dominant_frequency, tone
+from tools.sip.sipp import CallRefused, Ending
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.asyncio(loop_scope="module")]
-
-_numbers = itertools.count(1)
-
-
-def caller() -> str:
-    """A number of its own for every call: it finds the call's record."""
-    return f"+9190000{next(_numbers):05d}"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -47,51 +37,12 @@ async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.Tem
 @pytest_asyncio.fixture(loop_scope="module")
 async def live(system: Live) -> AsyncIterator[Live]:
     """The system, whose application is fresh, and on which nothing may be left by a test."""
-    app = system.app
-    app.messages.clear()
-    app.sockets.clear()
-    app.requests.clear()
-    app.behave = app.before_upgrade = None
-    app.closed = 0
-    yield system
-    await system.nothing_left()
-
-
-async def talking(live: Live, number: str = SCRIPTED, carrier: Carrier | None = None) -> Call:
-    """A call whose stream to the scripted application has started."""
-    before = len(live.app.events("start"))
-    call = (carrier or live.ulaw).call(number, caller())
-    await call.answered()
-    await until(lambda: len(live.app.events("start")) > before, "start message")
-    return call
-
-
-def heard_by_app(live: Live) -> np.ndarray:
-    payloads = [base64.b64decode(message["media"]["payload"]) for message in live.app.events("media")]
-    return np.frombuffer(b"".join(payloads), "<i2")
-
-
-@pytest.mark.parametrize("codec", ["ulaw", "alaw"])
-async def test_tones_arrive_as_themselves_both_ways(live: Live, codec: str) -> None:
-    call = await talking(live, carrier=getattr(live, codec))
-    call.peer.play(tone(425, 2))
-    await live.app.say(tone(1000, 2).tobytes())
-    await asyncio.sleep(2.5)
-    assert await call.hang_up() is Ending.BY_US
-    at_application = heard_by_app(live)
-    assert dominant_frequency(at_application) == pytest.approx(425, abs=2)
-    assert tone_share(at_application, 425) > 0.98
-    at_caller = call.peer.received_pcm()
-    assert dominant_frequency(at_caller) == pytest.approx(1000, abs=2)
-    assert tone_share(at_caller, 1000) > 0.98
-    row = await live.record(call)
-    assert (row.trunk, row.result, row.reason, row.hangup_cause) == (f"carrier-{codec}", "success", "caller_hangup", 16)
-    assert row.media is not None
-    assert row.media.frames_played == 100
+    async with system.fresh():
+        yield system
 
 
 async def test_the_start_message_names_the_call(live: Live) -> None:
-    call = await talking(live)
+    call = await live.talking()
     await call.hang_up()
     row = await live.record(call)
     (start,) = live.app.events("start")
@@ -112,43 +63,8 @@ async def test_a_national_number_reaches_its_route_and_the_application_as_e164(l
     await call.hang_up()
 
 
-async def test_thirty_seconds_at_once_are_played_at_20_ms_a_frame(live: Live) -> None:
-    call = await talking(live)
-    # A sweep of tones, one a second, so that order and completeness can be heard.
-    audio = np.concatenate([tone(300 + 50 * second, 1) for second in range(30)])
-    pcm = audio.astype("<i2").tobytes()
-    for at in range(0, len(pcm), 3200):
-        await live.app.say(pcm[at : at + 3200])
-    await live.app.send({"event": "mark", "mark": {"name": "all played"}})
-    await until(lambda: live.app.events("mark"), "mark after 30 s", 40)
-    await call.hang_up()
-    row = await live.record(call)
-    assert row.media is not None
-    assert row.media.frames_played == 1500
-    assert row.media.frames_dropped == {}
-    assert 29_000 <= row.media.playout_peak_ms <= 30_000
-    received = call.peer.received_pcm_by_timestamp()
-    loud = np.flatnonzero(np.abs(received.astype(int)) > 500)
-    heard = received[loud[0] : loud[-1]]
-    assert len(heard) == pytest.approx(30 * 8000, rel=0.01)
-    for second in range(30):
-        piece = heard[second * 8000 + 2000 : second * 8000 + 6000]
-        assert dominant_frequency(piece) == pytest.approx(300 + 50 * second, abs=4)
-
-
-async def test_digits_reach_the_application_once(live: Live) -> None:
-    call = await talking(live)
-    for digit in "15#":
-        await call.peer.send_dtmf(digit).wait()
-        await asyncio.sleep(0.1)
-    await until(lambda: len(live.app.events("dtmf")) >= 3, "three digits")
-    await asyncio.sleep(0.3)
-    assert [message["dtmf"]["digit"] for message in live.app.events("dtmf")] == ["1", "5", "#"]
-    await call.hang_up()
-
-
 async def test_barge_in_silences_the_caller(live: Live) -> None:
-    call = await talking(live)
+    call = await live.talking()
     await live.app.say(tone(700, 20).tobytes())
     await live.app.send({"event": "mark", "mark": {"name": "never heard"}})
     await asyncio.sleep(1)
@@ -200,25 +116,8 @@ async def test_the_response_time_is_the_applications_delay(live: Live) -> None:
     assert f"  response time: p50 {media.response_ms['p50']} ms, " in output
 
 
-async def test_the_caller_hangs_up(live: Live) -> None:
-    call = await talking(live)
-    await call.hang_up()
-    await until(lambda: live.app.closed, "application's socket closed")
-    assert live.app.messages[-1]["event"] == "stop"
-    assert live.app.messages[-1]["stop"]["reason"] == "callended"
-    assert live.app.close_code == 1000
-
-
-async def test_the_application_closes(live: Live) -> None:
-    call = await talking(live)
-    await live.app.sockets[-1].close()
-    assert await call.ended() is Ending.BY_THEM
-    row = await live.record(call)
-    assert (row.result, row.reason, row.detail) == ("success", "application_ended", "close code 1000")
-
-
 async def test_the_application_resets_the_connection(live: Live) -> None:
-    call = await talking(live)
+    call = await live.talking()
     transport = live.app.sockets[-1]._req.transport  # type: ignore[union-attr]
     connection = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -260,7 +159,7 @@ async def test_the_application_answers_401(live: Live) -> None:
 
 
 async def test_a_message_over_the_limit(live: Live) -> None:
-    call = await talking(live, SHORT)
+    call = await live.talking(SHORT)
     await live.app.say(bytes(16_000))
     assert await call.ended() is Ending.BY_THEM
     row = await live.record(call)
@@ -268,7 +167,7 @@ async def test_a_message_over_the_limit(live: Live) -> None:
 
 
 async def test_nonsense_from_the_application_does_not_end_the_call(live: Live) -> None:
-    call = await talking(live)
+    call = await live.talking()
     ws = live.app.sockets[-1]
     for text in ("{", '{"event":"sing"}', '{"event":"media","media":{"payload":"%"}}'):
         await ws.send_str(text)
@@ -291,7 +190,7 @@ async def test_nonsense_from_the_application_does_not_end_the_call(live: Live) -
 
 
 async def test_the_operator_hangs_up(live: Live) -> None:
-    call = await talking(live)
+    call = await live.talking()
     row = await live.record(call, ended=False)
     status, output = await trunkbridge(live, "calls", "hangup", row.call_id[:8])
     assert (status, output) == (0, f"{row.call_id}: ended, operator_hangup\n")
@@ -302,7 +201,7 @@ async def test_the_operator_hangs_up(live: Live) -> None:
 
 
 async def test_a_channel_is_hung_up_by_its_name(live: Live) -> None:
-    call = await talking(live)
+    call = await live.talking()
     status, output = await trunkbridge(live, "channels", "list", "-o", "json")
     assert status == 0
     channels = json.loads(output)
@@ -327,7 +226,7 @@ async def test_an_unknown_number_is_refused_and_recorded(live: Live) -> None:
 
 
 async def test_calls_show_prints_the_whole_story(live: Live) -> None:
-    call = await talking(live)
+    call = await live.talking()
     await call.hang_up()
     row = await live.record(call)
     status, output = await trunkbridge(live, "calls", "show", row.call_id)
@@ -344,40 +243,6 @@ async def test_calls_show_prints_the_whole_story(live: Live) -> None:
     assert f"call_id: {row.call_id}" in output
     status, _ = await trunkbridge(live, "calls", "show", "00000000")
     assert status == 1
-
-
-async def test_freezes_of_the_worker_leave_no_delay(live: Live) -> None:
-    """Three freezes of 300 ms: the echo is back to its former delay within two seconds."""
-    call = live.ulaw.call(ECHO, caller())
-    await call.answered()
-    await asyncio.sleep(0.5)
-    beeps = np.zeros(8 * 8000, dtype=np.int16)
-    for at in range(0, len(beeps), 2000):  # a short beep every 250 ms
-        beeps[at : at + 400] = tone(1000, 0.05)[:400]
-    began = asyncio.get_running_loop().time()
-    call.peer.play(beeps)
-    await asyncio.sleep(2)
-    worker = live.system.workers[0]
-    for _ in range(3):
-        worker.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(0.3)
-        worker.send_signal(signal.SIGCONT)
-        await asyncio.sleep(0.3)
-    await asyncio.sleep(5)
-    received = call.peer.received_pcm(start=began, seconds=8.5)
-    await call.hang_up()
-    before = beep_delay(received, 0.5, 1.9)
-    after = beep_delay(received, 5.9, 7.9)
-    assert after - before < 0.06, f"delay before {before * 1000:.0f} ms, after {after * 1000:.0f} ms"
-
-
-def beep_delay(received: np.ndarray, begin: float, end: float) -> float:
-    """How long after the multiples of 250 ms the beeps are heard, in the median (seconds)."""
-    loud = np.abs(received.astype(int)) > 2000
-    starts = [index for index in np.flatnonzero(loud) if not loud[max(0, index - 400) : index].any()]
-    found = [index / 8000 % 0.25 for index in starts if begin * 8000 <= index < end * 8000]
-    assert len(found) >= 4, f"heard {len(found)} beeps"
-    return float(np.median(found))
 
 
 async def test_fifty_calls_at_once_lose_nothing(live: Live) -> None:

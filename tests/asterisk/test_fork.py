@@ -74,12 +74,8 @@ async def system(
 @pytest_asyncio.fixture(loop_scope="module")
 async def live(system: Onward) -> AsyncIterator[Live]:
     """The system, whose application is fresh, and on which nothing may be left by a test."""
-    app = system.live.app
-    app.messages.clear()
-    app.sockets.clear()
-    app.closed = 0
-    yield system.live
-    await system.live.nothing_left()
+    async with system.live.fresh():
+        yield system.live
 
 
 @dataclass

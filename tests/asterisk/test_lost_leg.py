@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from audiosocket.settings import split_host_port
-from tests.live import SCRIPTED, Live, leg, live_system
+from tests.live import Live, leg, live_system
 from tests.relay import Relay, relaying
 from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
@@ -29,7 +27,6 @@ RELAY = "127.0.0.5"
 """What the workers announce: the relay's address, on their own ports."""
 MOST_MISSING = 0.3
 """Seconds of audio that one replacement may cost, in each direction."""
-_numbers = itertools.count(1)
 
 
 @asynccontextmanager
@@ -56,13 +53,8 @@ async def system(
 @pytest_asyncio.fixture(loop_scope="module")
 async def live(system: tuple[Live, Relay]) -> AsyncIterator[Live]:
     """The system, whose application is fresh, and on which nothing may be left by a test."""
-    app = system[0].app
-    app.messages.clear()
-    app.sockets.clear()
-    app.requests.clear()
-    app.closed = 0
-    yield system[0]
-    await system[0].nothing_left()
+    async with system[0].fresh():
+        yield system[0]
 
 
 @pytest.fixture
@@ -70,20 +62,6 @@ def relay(system: tuple[Live, Relay]) -> Relay:
     system[1].links.clear()
     system[1].refusing = False
     return system[1]
-
-
-async def talking(live: Live) -> Call:
-    """A call whose stream to the scripted application has started."""
-    before = len(live.app.events("start"))
-    call = live.ulaw.call(SCRIPTED, f"+9190002{next(_numbers):05d}")
-    await call.answered()
-    await until(lambda: len(live.app.events("start")) > before, "start message")
-    return call
-
-
-def at_application(live: Live) -> np.ndarray[Any, Any]:
-    payloads = [base64.b64decode(message["media"]["payload"]) for message in live.app.events("media")]
-    return np.frombuffer(b"".join(payloads), "<i2")
 
 
 def seconds_of_sound(samples: np.ndarray[Any, Any]) -> float:
@@ -94,7 +72,7 @@ def seconds_of_sound(samples: np.ndarray[Any, Any]) -> float:
 
 async def breaks(live: Live, relay: Relay, how: str, times: int = 1, pause: float = 1.0) -> Call:
     """A call in which both sides sound a tone while its leg is broken so often."""
-    call = await talking(live)
+    call = await live.talking()
     seconds = 1.5 + times * pause
     call.peer.play(tone(425, seconds))
     await live.app.say(tone(1000, seconds).tobytes())
@@ -113,7 +91,7 @@ async def breaks(live: Live, relay: Relay, how: str, times: int = 1, pause: floa
 async def whole(live: Live, call: Call, times: int, seconds: float, kind: str = "AudioSocket/") -> None:
     """Checks what has been heard on both sides, and the record."""
     heard = call.peer.received_pcm_by_timestamp()
-    at_app = at_application(live)
+    at_app = live.heard_by_app()
     missing = {"caller": seconds - seconds_of_sound(heard), "application": seconds - seconds_of_sound(at_app)}
     print(f"missing after {times} losses: { {side: round(each * 1000) for side, each in missing.items()} } ms")
     assert all(-0.05 <= each <= times * MOST_MISSING for each in missing.values()), missing
@@ -150,7 +128,7 @@ async def test_five_legs_break_in_a_row(live: Live, relay: Relay) -> None:
 
 
 async def test_all_legs_break_at_once(live: Live, relay: Relay) -> None:
-    calls = [await talking(live) for _ in range(12)]
+    calls = [await live.talking() for _ in range(12)]
     for number, call in enumerate(calls):
         call.peer.play(tone(450 + 100 * number, 3))
     await asyncio.sleep(0.5)
@@ -161,10 +139,8 @@ async def test_all_legs_break_at_once(live: Live, relay: Relay) -> None:
     live.app.messages[:] = [message for message in live.app.messages if message["event"] != "media"]
     await asyncio.sleep(1)
     assert not live.app.closed
-    heard = {}
-    for message in live.app.events("media"):
-        heard.setdefault(message["stream_sid"], []).append(base64.b64decode(message["media"]["payload"]))
-    found = sorted(round(dominant_frequency(np.frombuffer(b"".join(pieces), "<i2"))) for pieces in heard.values())
+    sids = {message["stream_sid"] for message in live.app.events("media")}
+    found = sorted(round(dominant_frequency(live.heard_by_app(sid))) for sid in sids)
     assert found == pytest.approx([450 + 100 * number for number in range(len(calls))], abs=4), "each its own caller"
     await asyncio.gather(*(call.hang_up() for call in calls))
     gaps = []
@@ -186,7 +162,7 @@ async def hears_the_application(live: Live, call: Call, hz: float) -> bool:
 
 
 async def test_hanging_up_is_no_loss_and_takes_no_longer(live: Live, relay: Relay) -> None:
-    call = await talking(live)
+    call = await live.talking()
     await asyncio.sleep(0.3)
     began = asyncio.get_running_loop().time()
     await call.hang_up()
@@ -203,7 +179,7 @@ async def test_hanging_up_is_no_loss_and_takes_no_longer(live: Live, relay: Rela
 
 
 async def test_a_caller_hangs_up_while_there_is_no_leg(live: Live, relay: Relay) -> None:
-    call = await talking(live)
+    call = await live.talking()
     relay.refusing = True
     relay.break_last("reset")
     await asyncio.sleep(1)
@@ -217,7 +193,7 @@ async def test_a_caller_hangs_up_while_there_is_no_leg(live: Live, relay: Relay)
 
 
 async def test_a_call_whose_leg_cannot_be_replaced_ends(live: Live, relay: Relay) -> None:
-    call = await talking(live)
+    call = await live.talking()
     relay.refusing = True
     relay.break_last("reset")
     began = asyncio.get_running_loop().time()
@@ -234,7 +210,7 @@ async def test_a_call_whose_leg_cannot_be_replaced_ends(live: Live, relay: Relay
 
 
 async def test_a_link_that_is_back_in_time(live: Live, relay: Relay) -> None:
-    call = await talking(live)
+    call = await live.talking()
     relay.refusing = True
     relay.break_last("reset")
     await asyncio.sleep(2)
@@ -251,7 +227,7 @@ async def test_a_link_that_is_back_in_time(live: Live, relay: Relay) -> None:
 
 
 async def test_a_leg_that_breaks_while_no_controller_runs(live: Live, relay: Relay) -> None:
-    call = await talking(live)
+    call = await live.talking()
     await asyncio.sleep(0.5)  # the record is written
     await live.system.controller.kill()
     relay.break_last("reset")
@@ -272,7 +248,7 @@ async def test_a_leg_that_breaks_while_no_controller_runs(live: Live, relay: Rel
 
 
 async def test_a_controller_that_comes_too_late_closes_the_record(live: Live, relay: Relay) -> None:
-    call = await talking(live)
+    call = await live.talking()
     await asyncio.sleep(0.5)  # the record is written
     await live.system.controller.kill()
     relay.break_last("fin")
@@ -287,7 +263,7 @@ async def test_a_controller_that_comes_too_late_closes_the_record(live: Live, re
 
 async def test_zero_seconds_end_the_call_with_its_leg(asterisk_install: AsteriskInstall, tmp_path: Path) -> None:
     async with relayed(asterisk_install, tmp_path, leg_hold_seconds=0) as (live, relay):
-        call = await talking(live)
+        call = await live.talking()
         relay.break_last("reset")
         assert await call.ended() is Ending.BY_THEM
         row = await live.record(call)

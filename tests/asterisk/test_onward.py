@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +16,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from tests.live import Live, live_system
+from tests.live import Live, caller, live_system
 from tests.pbx import SCENARIOS
 from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
@@ -41,12 +40,6 @@ exten => sorry,1,Answer()
  same => n,Hangup(31)
 exten => goodbye,1,Playback(hello-world)
 """
-_numbers = itertools.count(1)
-
-
-def caller() -> str:
-    """A number of its own for every call: it finds the call's record."""
-    return f"+9190001{next(_numbers):05d}"
 
 
 @dataclass
@@ -96,22 +89,8 @@ async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.Tem
 @pytest_asyncio.fixture(loop_scope="module")
 async def live(system: Onward) -> AsyncIterator[Live]:
     """The system, whose application is fresh, and on which nothing may be left by a test."""
-    app = system.live.app
-    app.messages.clear()
-    app.sockets.clear()
-    app.requests.clear()
-    app.behave = app.before_upgrade = None
-    app.closed = 0
-    yield system.live
-    await system.live.nothing_left()
-
-
-async def talking(live: Live, number: str) -> Call:
-    """A call whose stream to the scripted application has started."""
-    call = live.ulaw.call(number, caller())
-    await call.answered()
-    await until(lambda: live.app.events("start"), "start message")
-    return call
+    async with system.live.fresh():
+        yield system.live
 
 
 @asynccontextmanager
@@ -231,7 +210,7 @@ async def test_a_controller_killed_while_it_rings(live: Live) -> None:
 
 
 async def test_each_digit_reaches_the_caller_once(live: Live) -> None:
-    call = await talking(live, DIGITS)
+    call = await live.talking(DIGITS)
     await live.app.say(tone(500, 3).tobytes())
     for digits in ("15#", "*"):
         await live.app.send({"event": "dtmf", "dtmf": {"digits": digits}})
@@ -258,7 +237,7 @@ def digits_heard(call: Call) -> list[tuple[str, float]]:
 
 
 async def test_the_caller_goes_on_at_an_extension(live: Live) -> None:
-    call = await talking(live, EXTENSION)
+    call = await live.talking(EXTENSION)
     await asyncio.sleep(0.3)
     closed = time.monotonic()
     await live.app.sockets[-1].close()
@@ -284,7 +263,7 @@ async def test_a_caller_whose_application_is_not_there_goes_on_elsewhere(live: L
 
 
 async def test_an_application_follows_another_and_says_where_it_goes_on(live: Live) -> None:
-    call = await talking(live, CHAIN)
+    call = await live.talking(CHAIN)
     first = live.app.events("start")[-1]
     await live.app.sockets[-1].close()
     await until(lambda: len(live.app.events("start")) == 2, "the second application")
@@ -302,7 +281,7 @@ async def test_a_transfer_joins_the_caller_and_whom_it_is_to(live: Live, system:
         peer = RtpPeer.open(ticker, DESK)
         host, port = peer.address
         async with desk(system, "answers.xml", "-key", "audio_host", host, "-key", "audio_port", str(port)) as messages:
-            call = await talking(live, TRANSFER)
+            call = await live.talking(TRANSFER)
             await live.app.sockets[-1].close()
             row = await live.record(call)
             assert (row.result, row.reason) == ("success", "transferred")
@@ -323,7 +302,7 @@ async def test_a_transfer_joins_the_caller_and_whom_it_is_to(live: Live, system:
 
 async def test_a_caller_who_hangs_up_during_the_transfer(live: Live, system: Onward) -> None:
     async with desk(system, "rings.xml") as messages:
-        call = await talking(live, TRANSFER)
+        call = await live.talking(TRANSFER)
         await live.app.sockets[-1].close()
         await live.record(call)
         await until(lambda: messages.exists() and "180 Ringing" in messages.read_text(), "ringing at the desk")
@@ -337,7 +316,7 @@ async def test_a_transfer_that_nobody_answers(
     live: Live, system: Onward, scenario: str, number: str, cause: int
 ) -> None:
     async with desk(system, scenario):
-        call = await talking(live, number)
+        call = await live.talking(number)
         await live.app.sockets[-1].close()
         assert await call.ended() is Ending.BY_THEM
         assert call.reason is not None

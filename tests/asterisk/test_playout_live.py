@@ -4,7 +4,6 @@ its mark."""
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import WSMsgType, web
 
-from tests.live import SCRIPTED, Live, leg, live_system
+from tests.live import SCRIPTED, Live, caller, leg, live_system
 from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
 from tools.audio.tones import dominant_frequency, tone
@@ -24,7 +23,6 @@ from tools.sip.sipp import Call
 pytestmark = [pytest.mark.asterisk, pytest.mark.asyncio(loop_scope="module")]
 
 LOUD = 500
-_numbers = itertools.count(1)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["audiosocket", "websocket"])
@@ -38,12 +36,8 @@ async def system(
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def live(system: Live) -> AsyncIterator[Live]:
-    app = system.app
-    app.messages.clear()
-    app.sockets.clear()
-    app.behave = None
-    yield system
-    await system.nothing_left()
+    async with system.fresh():
+        yield system
 
 
 @dataclass
@@ -71,7 +65,7 @@ class Heard:
 async def talking(live: Live) -> tuple[Call, Heard]:
     heard = Heard()
     live.app.behave = heard.behave
-    call = live.ulaw.call(SCRIPTED, f"+9190001{next(_numbers):05d}")
+    call = live.ulaw.call(SCRIPTED, caller())
     await call.answered()
     await until(lambda: heard.started, "start message")
     return call, heard
@@ -122,7 +116,7 @@ async def test_the_first_word_of_the_greeting_is_whole(live: Live) -> None:
         await heard.behave(ws)
 
     live.app.behave = greet_at_once
-    call = live.ulaw.call(SCRIPTED, f"+9190001{next(_numbers):05d}")
+    call = live.ulaw.call(SCRIPTED, caller())
     await call.answered()
     await until(lambda: heard.started, "start message")
     await asyncio.sleep(1)

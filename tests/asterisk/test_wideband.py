@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
 from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 import pytest_asyncio
 
-from tests.live import Live, leg, live_system
+from tests.live import Live, caller, leg, live_system
 from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
 from tools.asterisk.local import free_ports
@@ -21,7 +20,6 @@ from tools.sip.sipp import Call, Ending
 pytestmark = [pytest.mark.asterisk, pytest.mark.asyncio(loop_scope="module")]
 
 NUMBERS = {16000: "+918000000016", 24000: "+918000000024"}
-_calls = itertools.count(1)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["audiosocket", "websocket"])
@@ -46,14 +44,12 @@ async def system(
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def live(system: Live) -> AsyncIterator[Live]:
-    system.app.messages.clear()
-    system.app.sockets.clear()
-    yield system
-    await system.nothing_left()
+    async with system.fresh():
+        yield system
 
 
 async def talking(live: Live, rate: int, codec: str) -> Call:
-    call: Call = getattr(live, codec).call(NUMBERS[rate], f"+9190002{next(_calls):05d}")
+    call: Call = getattr(live, codec).call(NUMBERS[rate], caller())
     await call.answered()
     await until(lambda: live.app.events("start"), "start message")
     return call

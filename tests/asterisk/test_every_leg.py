@@ -1,10 +1,9 @@
-"""Calls over WebSocket media legs, through a real Asterisk: what is heard, which digits come, and every end."""
+"""The same calls over every kind of media leg, through a real Asterisk: what is heard, which digits come, every end."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -13,68 +12,57 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from tests.asterisk.test_calls import beep_delay
-from tests.live import ECHO, SCRIPTED, Live, leg, live_system
+from tests.live import ECHO, SCRIPTED, Live, caller, leg, live_system
 from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
+from tools.asterisk.local import merge
 from tools.audio.tones import dominant_frequency, tone, tone_share
-from tools.sip.sipp import Call, Carrier, Ending
+from tools.sip.sipp import Ending
+
+CHANNELS = {"audiosocket": "AudioSocket/", "rtp": "UnicastRTP/", "websocket": "WebSocket/"}
+"""How Asterisk names the media channels of a kind."""
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.asyncio(loop_scope="module")]
-
-_numbers = itertools.count(1)
-
-
-def caller() -> str:
-    """A number of its own for every call: it finds the call's record."""
-    return f"+9190002{next(_numbers):05d}"
+every = pytest.mark.parametrize("system", CHANNELS, indirect=True, scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
-    changes = leg("websocket")
-    changes["gateway"]["workers"] = 1
-    async with live_system(asterisk_install, tmp_path_factory.mktemp("ws"), calls=60, changes=changes) as live:
-        yield live
+async def system(
+    request: pytest.FixtureRequest, asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[tuple[str, Live]]:
+    changes = merge({"gateway": {"workers": 1}}, leg(request.param))
+    async with live_system(asterisk_install, tmp_path_factory.mktemp("legs"), calls=60, changes=changes) as live:
+        yield request.param, live
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def live(system: Live) -> AsyncIterator[Live]:
-    """The system, whose application is fresh, and on which nothing may be left by a test."""
-    app = system.app
-    app.messages.clear()
-    app.sockets.clear()
-    app.requests.clear()
-    app.behave = app.before_upgrade = None
-    app.closed = 0
-    yield system
-    await system.nothing_left()
+async def live(system: tuple[str, Live]) -> AsyncIterator[Live]:
+    async with system[1].fresh():
+        yield system[1]
 
 
-async def talking(live: Live, number: str = SCRIPTED, carrier: Carrier | None = None) -> Call:
-    """A call whose stream to the scripted application has started."""
-    before = len(live.app.events("start"))
-    call = (carrier or live.ulaw).call(number, caller())
-    await call.answered()
-    await until(lambda: len(live.app.events("start")) > before, "start message")
-    names = [channel.name for channel in await live.ari.list_channels()]
-    assert any(name.startswith("WebSocket/") for name in names), names
-    return call
+@pytest.fixture
+def kind(system: tuple[str, Live]) -> str:
+    return system[0]
 
 
-def heard_by_app(live: Live) -> np.ndarray:
-    payloads = [base64.b64decode(message["media"]["payload"]) for message in live.app.events("media")]
-    return np.frombuffer(b"".join(payloads), "<i2")
+async def media_channel(live: Live, kind: str) -> str:
+    """The id of the one media channel."""
+    names = {channel.id: channel.name for channel in await live.ari.list_channels()}
+    (found,) = [channel for channel, name in names.items() if name.startswith(CHANNELS[kind])]
+    return found
 
 
+@every
 @pytest.mark.parametrize("codec", ["ulaw", "alaw"])
-async def test_tones_arrive_as_themselves_both_ways(live: Live, codec: str) -> None:
-    call = await talking(live, carrier=getattr(live, codec))
+async def test_tones_arrive_as_themselves_both_ways(live: Live, kind: str, codec: str) -> None:
+    call = await live.talking(carrier=getattr(live, codec))
+    assert await media_channel(live, kind)
     call.peer.play(tone(425, 2))
     await live.app.say(tone(1000, 2).tobytes())
     await asyncio.sleep(2.5)
     assert await call.hang_up() is Ending.BY_US
-    at_application = heard_by_app(live)
+    at_application = live.heard_by_app()
     assert dominant_frequency(at_application) == pytest.approx(425, abs=2)
     assert tone_share(at_application, 425) > 0.98
     at_caller = call.peer.received_pcm()
@@ -83,49 +71,54 @@ async def test_tones_arrive_as_themselves_both_ways(live: Live, codec: str) -> N
     row = await live.record(call)
     assert (row.trunk, row.result, row.reason, row.hangup_cause) == (f"carrier-{codec}", "success", "caller_hangup", 16)
     assert row.media is not None
-    assert row.media.frames_played == 100
+    assert (row.media.frames_played, row.media.caller_frames_lost) == (100, 0)
     assert row.media.caller_frames_dropped.keys() <= {"before_start"}
 
 
-async def test_thirty_seconds_at_once_are_played_at_20_ms_a_frame(live: Live) -> None:
-    call = await talking(live)
+@every
+async def test_what_comes_at_once_is_played_at_20_ms_a_frame(live: Live, kind: str) -> None:
+    seconds = 30 if kind == "audiosocket" else 8
+    call = await live.talking()
     # A sweep of tones, one a second, so that order and completeness can be heard.
-    audio = np.concatenate([tone(300 + 50 * second, 1) for second in range(30)])
+    audio = np.concatenate([tone(300 + 50 * second, 1) for second in range(seconds)])
     pcm = audio.astype("<i2").tobytes()
     for at in range(0, len(pcm), 3200):
         await live.app.say(pcm[at : at + 3200])
     await live.app.send({"event": "mark", "mark": {"name": "all played"}})
-    await until(lambda: live.app.events("mark"), "mark after 30 s", 40)
+    await until(lambda: live.app.events("mark"), "mark after the audio", seconds + 10)
     await call.hang_up()
     row = await live.record(call)
     assert row.media is not None
-    assert (row.media.frames_played, row.media.frames_dropped) == (1500, {})
+    assert (row.media.frames_played, row.media.frames_dropped) == (50 * seconds, {})
+    assert 1000 * (seconds - 1) <= row.media.playout_peak_ms <= 1000 * seconds
     received = call.peer.received_pcm_by_timestamp()
     loud = np.flatnonzero(np.abs(received.astype(int)) > 500)
     heard = received[loud[0] : loud[-1]]
-    assert len(heard) == pytest.approx(30 * 8000, rel=0.01)
-    for second in range(30):
+    assert len(heard) == pytest.approx(seconds * 8000, rel=0.01)
+    for second in range(seconds):
         piece = heard[second * 8000 + 2000 : second * 8000 + 6000]
         assert dominant_frequency(piece) == pytest.approx(300 + 50 * second, abs=4)
 
 
+@every
 async def test_digits_reach_the_application_once(live: Live) -> None:
-    call = await talking(live)
+    call = await live.talking()
     for digit in "15#":
         await call.peer.send_dtmf(digit).wait()
         await asyncio.sleep(0.1)
     await until(lambda: len(live.app.events("dtmf")) >= 3, "three digits")
     await asyncio.sleep(0.3)
     assert [message["dtmf"]["digit"] for message in live.app.events("dtmf")] == ["1", "5", "#"]
-    assert np.abs(heard_by_app(live).astype(int)).max() < 100, "and their sound does not"
+    assert np.abs(live.heard_by_app().astype(int)).max() < 100, "and their sound does not"
     await call.hang_up()
     media = (await live.record(call)).media
     assert media is not None
-    assert media.digits == 3
+    assert (media.digits, media.caller_frames_lost) == (3, 0)
 
 
+@every
 async def test_the_caller_hangs_up(live: Live) -> None:
-    call = await talking(live)
+    call = await live.talking()
     await call.hang_up()
     await until(lambda: live.app.closed, "application's socket closed")
     assert live.app.messages[-1]["event"] == "stop"
@@ -135,31 +128,43 @@ async def test_the_caller_hangs_up(live: Live) -> None:
     assert (row.result, row.reason) == ("success", "caller_hangup")
 
 
+@every
 async def test_the_application_closes(live: Live) -> None:
-    call = await talking(live)
+    call = await live.talking()
     await live.app.sockets[-1].close()
     assert await call.ended() is Ending.BY_THEM
     row = await live.record(call)
     assert (row.result, row.reason, row.detail) == ("success", "application_ended", "close code 1000")
 
 
-async def test_a_media_channel_that_is_hung_up_in_asterisk_is_replaced(live: Live) -> None:
-    call = await talking(live)
-    (media,) = [one for one in await live.ari.list_channels() if one.name.startswith("WebSocket/")]
-    await live.ari.hangup(media.id)
-    await asyncio.sleep(1)
-    (other,) = [one for one in await live.ari.list_channels() if one.name.startswith("WebSocket/")]
-    assert other.id != media.id
+@every
+async def test_a_media_channel_that_goes_is_replaced(live: Live, kind: str) -> None:
+    call = await live.talking()
+    call.peer.play(tone(425, 3))
+    await live.app.say(tone(1000, 3).tobytes())
+    for number in range(2):
+        await asyncio.sleep(0.8)
+        media = await media_channel(live, kind)
+        assert media.endswith(f"-{number}")
+        await live.ari.hangup(media)
+    await asyncio.sleep(2.5)
     assert len(live.app.sockets) == 1
     assert await call.hang_up() is Ending.BY_US
     row = await live.record(call)
     assert (row.result, row.reason) == ("success", "caller_hangup")
     assert row.media is not None
-    assert row.media.legs_replaced == 1
+    assert row.media.legs_replaced == 2
+    assert row.media.leg_gap_ms <= 600
+    assert row.media.frames_played + row.media.frames_dropped.get("leg_lost", 0) == 150
+    for samples, hz in ((call.peer.received_pcm_by_timestamp(), 1000), (live.heard_by_app(), 425)):
+        frames = samples[: len(samples) // 160 * 160].reshape(-1, 160)
+        assert np.count_nonzero(np.abs(frames.astype(int)).max(axis=1) > 1000) * 0.02 >= 3 - 2 * 0.3
+        assert dominant_frequency(samples) == pytest.approx(hz, abs=3)
 
 
+@every
 async def test_ten_calls_at_once_are_kept_apart(live: Live) -> None:
-    calls = await asyncio.gather(*(talking(live) for _ in range(10)))
+    calls = await asyncio.gather(*(live.talking() for _ in range(10)))
     await until(lambda: len(live.app.events("start")) == 10, "ten streams")
     # Which call is which stream is known by the caller's number alone.
     callers = [message["start"]["from"] for message in live.app.events("start")]
@@ -174,14 +179,22 @@ async def test_ten_calls_at_once_are_kept_apart(live: Live) -> None:
     for number, call in enumerate(calls):
         stream = callers.index(call.caller)
         assert dominant_frequency(call.peer.received_pcm()) == pytest.approx(400 + 100 * stream, abs=4)
-        own = [one for one in live.app.events("media") if one["stream_sid"] == sids[stream]]
-        pcm = np.frombuffer(b"".join(base64.b64decode(one["media"]["payload"]) for one in own), "<i2")
-        assert dominant_frequency(pcm) == pytest.approx(450 + 100 * number, abs=4)
+        heard = live.heard_by_app(sids[stream])
+        assert dominant_frequency(heard) == pytest.approx(450 + 100 * number, abs=4)
     await asyncio.gather(*(call.hang_up() for call in calls))
 
 
-@pytest.mark.parametrize("frozen", ["worker", "asterisk"])
-async def test_freezes_leave_no_delay(live: Live, frozen: str) -> None:
+@every
+async def test_freezes_of_the_worker_leave_no_delay(live: Live) -> None:
+    await freezes_leave_no_delay(live, live.system.workers[0].pid)
+
+
+@pytest.mark.parametrize("system", ["websocket"], indirect=True, scope="module")
+async def test_freezes_of_asterisk_leave_no_delay_in_its_queue(live: Live) -> None:
+    await freezes_leave_no_delay(live, live.system.asterisk.pid)
+
+
+async def freezes_leave_no_delay(live: Live, pid: int) -> None:
     """Three freezes of 300 ms: the echo is back to its former delay within two seconds."""
     call = live.ulaw.call(ECHO, caller())
     await call.answered()
@@ -192,7 +205,6 @@ async def test_freezes_leave_no_delay(live: Live, frozen: str) -> None:
     began = asyncio.get_running_loop().time()
     call.peer.play(beeps)
     await asyncio.sleep(2)
-    pid = live.system.workers[0].pid if frozen == "worker" else live.system.asterisk.pid
     for _ in range(3):
         os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(0.3)
@@ -206,30 +218,42 @@ async def test_freezes_leave_no_delay(live: Live, frozen: str) -> None:
     assert after - before < 0.06, f"delay before {before * 1000:.0f} ms, after {after * 1000:.0f} ms"
 
 
+def beep_delay(received: np.ndarray, begin: float, end: float) -> float:
+    """How long after the multiples of 250 ms the beeps are heard, in the median (seconds)."""
+    loud = np.abs(received.astype(int)) > 2000
+    starts = [index for index in np.flatnonzero(loud) if not loud[max(0, index - 400) : index].any()]
+    found = [index / 8000 % 0.25 for index in starts if begin * 8000 <= index < end * 8000]
+    assert len(found) >= 4, f"heard {len(found)} beeps"
+    return float(np.median(found))
+
+
+@every
 async def test_a_stopped_worker_drains(live: Live) -> None:
-    call = await talking(live)
+    call = await live.talking()
     worker = live.system.workers[0]
     stopping = asyncio.create_task(worker.stop())
     await until(lambda: "worker_draining" in worker.text(), "draining")
     call.peer.play(tone(500, 1))
     await asyncio.sleep(1.2)
-    assert dominant_frequency(heard_by_app(live)) == pytest.approx(500, abs=2)
+    assert dominant_frequency(live.heard_by_app()) == pytest.approx(500, abs=2)
     await call.hang_up()
     await stopping
     assert (await live.record(call)).reason == "caller_hangup"
     await worker.start()
 
 
-async def test_a_call_whose_worker_is_killed_ends(live: Live) -> None:
-    call = await talking(live)
+@every
+async def test_a_call_whose_worker_is_killed_ends(live: Live, kind: str) -> None:
+    call = await live.talking()
     (worker,) = live.system.workers
     await worker.kill()
     # It is registered for a moment yet: Asterisk cannot connect, and the next caller does not wait either.
-    late = live.ulaw.call(SCRIPTED, caller())
+    late = live.ulaw.call(SCRIPTED, caller()) if kind == "websocket" else None
     assert await call.ended() is Ending.BY_THEM
     row = await live.record(call)
     assert (row.result, row.reason) == ("server_error", "media_lost")
-    row = await live.record(late)
-    assert (row.result, row.reason) == ("server_error", "media_failed")
-    assert row.detail == "Asterisk could not connect a WebSocket to the worker"
+    if late is not None:
+        row = await live.record(late)
+        assert (row.result, row.reason) == ("server_error", "media_failed")
+        assert row.detail == "Asterisk could not connect a WebSocket to the worker"
     await worker.start()
