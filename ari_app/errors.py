@@ -46,4 +46,12 @@ class StoreUnavailable(Unavailable):
 
 
 class NoCapacity(TrunkbridgeError):
-    """No media worker may take a call; `reason` is `no_workers`, `all_draining` or `all_full`."""
+    """No media worker may take a call; `reason` is `no_workers`, `all_draining`, `all_full`, `no_pbx` (of an outbound
+    call: no PBX node accepts it) or `app_full` (the application has as many calls as it may).
+
+    `place`: the call's place in its application's line, from 1; 0: it does not wait.
+    """
+
+    def __init__(self, reason: str, detail: str = "", place: int = 0) -> None:
+        super().__init__(reason, detail)
+        self.place = place

@@ -18,7 +18,7 @@ from ari_app.after import check_after
 from ari_app.applications import ApplicationSettings
 from audiosocket.callspec import WIDEBAND
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
-from audiosocket.settings import Address, HostPort, Network, NodeSettings, absolute_paths
+from audiosocket.settings import Address, HostPort, Network, NodeSettings, Pair, absolute_paths
 
 
 class Codec(StrEnum):
@@ -163,6 +163,8 @@ class ControllerSettings(Settings):
     """How long a call spec waits for its media leg."""
     lease_seconds: Annotated[float, Field(ge=5, le=600)] = 30.0
     """A lease that nobody renews ends after this time."""
+    spill_over: list[Pair] = Field(default_factory=list)
+    """Other pairs, whose workers the private link reaches: they carry a call when the node's own pair cannot."""
     leg_hold_seconds: Annotated[float, Field(ge=0, le=60)] = 5.0
     """How long a call is held whose media leg is lost while both ends live, for another one to take its place; 0: it
     ends with its leg."""
@@ -180,6 +182,8 @@ class Config(NodeSettings):
 
     @model_validator(mode="after")
     def _whole(self) -> Config:
+        if self.pair in self.controller.spill_over:
+            raise ValueError(f"controller.spill_over: {self.pair!r} is this node's own pair: remove it")
         for index, route in enumerate(self.routes):
             if route.application not in self.applications:
                 known = ", ".join(sorted(self.applications))

@@ -59,6 +59,21 @@ WORKERS_KEY = f"{KEY_PREFIX}workers"
 """Set of all worker ids ever registered; the registration's own key says who is alive."""
 
 
+PAIRS_KEY = f"{KEY_PREFIX}pairs"
+"""Set of the names of all pairs that somebody was ever announced in."""
+
+
+def pair_key(pair: str) -> str:
+    """Key of what placement reads of a pair's workers and controllers (hash, written by each announcement)."""
+    return f"{KEY_PREFIX}pair:{pair}"
+
+
+def mark_key(node: str) -> str:
+    """Key of the administrative mark of a node (string, `cordoned` or `draining`): while it is there, no new call is
+    placed on that node."""
+    return f"{KEY_PREFIX}mark:{node}"
+
+
 def leases_key(worker_id: str) -> str:
     """Key of the calls that controllers have given to a worker (sorted set, call id by the expiry of its lease). A
     draining worker waits for those of them that have not come yet."""
@@ -358,6 +373,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str
     """`<node>/<index>`."""
     node: str
+    pair: str = "main"
     host: str
     """IP literal that Asterisk dials."""
     port: int

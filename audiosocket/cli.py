@@ -142,6 +142,7 @@ def _node_options(settings: NodeSettings, index: int) -> WorkerOptions:
     return WorkerOptions(
         worker_id=f"{settings.node}/{index}",
         node=settings.node,
+        pair=settings.pair,
         host=host,
         port=port + index,
         advertise=advertise,

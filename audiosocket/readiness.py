@@ -76,6 +76,7 @@ class Readiness:
         info = WorkerInfo(
             worker_id=options.worker_id,
             node=options.node,
+            pair=options.pair,
             host=options.advertise,
             port=worker.port,
             status_url=f"http://{options.advertise}:{options.status_port}" if options.status_host else "",

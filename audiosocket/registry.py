@@ -18,9 +18,7 @@ import structlog
 
 from audiosocket.breakers import RedisBreakers
 from audiosocket.callspec import (
-    HEARTBEAT_TTL_MS,
     NOTICE_SECONDS,
-    WORKERS_KEY,
     CallNotice,
     CallReport,
     CallSpec,
@@ -31,9 +29,9 @@ from audiosocket.callspec import (
     orders_channel,
     spec_key,
     taken_key,
-    worker_key,
 )
 from audiosocket.errors import SpecRefused, Unavailable
+from audiosocket.runtime.announcing import Announcement, Announcer, announcement_of
 from audiosocket.runtime.stores import listen, open_redis, pause, redis_call, resolve
 from audiosocket.settings import NodeSettings
 
@@ -77,6 +75,8 @@ class Registry:
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._redis = client
         self._take = client.register_script(_TAKE)
+        self._announcer = Announcer(client)
+        self._announced: dict[str, Announcement] = {}
         self._reports: deque[tuple[str, bytes]] = deque()
         self._sender: asyncio.Task[None] | None = None
         self._notices: deque[tuple[float, str, bytes]] = deque()
@@ -111,16 +111,14 @@ class Registry:
         The answer to one that is draining are the ids of the calls that it has been given. No other call can reach it
         from then on: announcing and asking are one step.
         """
-        async with redis_call(Unavailable), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.set(worker_key(info.worker_id), msgspec.json.encode(info), px=HEARTBEAT_TTL_MS, get=True)
-            pipeline.sadd(WORKERS_KEY, info.worker_id)
-            if info.draining:
-                pipeline.zrange(leases_key(info.worker_id), 0, -1)
-            answers = await pipeline.execute()
+        who = announcement_of(info)
+        self._announced[info.worker_id] = who
+        async with redis_call(Unavailable):
+            before, given = await self._announcer.announce(who, leases_key(info.worker_id) if info.draining else "")
         if self._started_ms == info.started_at_ms:
-            self._look_for_double(info, answers[0])
+            self._look_for_double(info, before)
         self._started_ms = info.started_at_ms  # what was there before may be of a process that was killed
-        return {call_id.decode() for call_id in answers[-1]} if info.draining else set()
+        return given
 
     def _look_for_double(self, info: WorkerInfo, before: bytes | None) -> None:
         try:
@@ -133,11 +131,12 @@ class Registry:
 
     async def deregister(self, worker_id: str) -> None:
         """Take the announcement back. Without Redis it ends by itself within `HEARTBEAT_TTL_MS`."""
+        who = self._announced.pop(worker_id, None)
+        if who is None:
+            return
         try:
-            async with redis_call(Unavailable), self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.delete(worker_key(worker_id))
-                pipeline.srem(WORKERS_KEY, worker_id)
-                await pipeline.execute()
+            async with redis_call(Unavailable):
+                await self._announcer.withdraw(who)
         except Unavailable as error:
             log.warning("worker_not_deregistered", worker_id=worker_id, why=str(error))
 

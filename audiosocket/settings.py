@@ -1,5 +1,5 @@
-"""The parts of the configuration file that the media plane reads: `node`, `state_dir`, `store`, `log`, `gateway`,
-`prompts`."""
+"""The parts of the configuration file that the media plane reads: `node`, `pair`, `state_dir`, `store`, `log`,
+`gateway`, `prompts`."""
 
 from __future__ import annotations
 
@@ -325,6 +325,10 @@ class GatewaySettings(Settings):
         return self
 
 
+Pair = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
+"""Name of a pair, written as those of nodes are."""
+
+
 def _store_tag(value: object) -> str:
     return "embedded" if value == "embedded" else "servers"
 
@@ -333,6 +337,8 @@ class NodeSettings(Settings):
     """What a gateway process reads of the file; the other sections belong to the controller."""
 
     node: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
+    pair: Pair = "main"
+    """The PBX node and the gateway node that serve each other's calls have the same."""
     state_dir: Path = Path("/var/lib/trunkbridge")
     store: Annotated[
         Annotated[Literal["embedded"], Tag("embedded")] | Annotated[StoreUrls, Tag("servers")],

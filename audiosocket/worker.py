@@ -58,6 +58,7 @@ class WorkerOptions:
     host: str
     port: int
     advertise: str
+    pair: str = "main"
     status_host: str = ""
     """Address of the status endpoint; empty: none."""
     status_port: int = 0

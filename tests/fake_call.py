@@ -22,6 +22,7 @@ from ari_app.ari.models import AsteriskInfo, Bridge, BuildStatus, BuildSystem, C
 from ari_app.call.machine import State
 from ari_app.controller.controller import Controller
 from ari_app.domain.ids import BridgeId, ChannelId, Kind, parse
+from ari_app.fleet.leases import Held, Lease, Renewal
 from ari_app.settings import Config
 from ari_app.store.present import Command
 from ari_app.store.records import CallEvent, CallRow
@@ -55,6 +56,8 @@ WORKER = WorkerInfo(
     version="1",
     started_at_ms=1000,
 )
+TOKEN = 1_795_000_000_000_000
+"""Of every lease."""
 
 Hook = Callable[["Neighbours"], Awaitable[None]]
 
@@ -501,25 +504,27 @@ class Neighbours:
 
     # Leases and Present
 
-    async def acquire(self, call_id: str) -> WorkerInfo:
-        def effect() -> WorkerInfo:
+    async def acquire(self, call_id: str, *, application: str = "") -> Lease:
+        def effect() -> Lease:
             self.held[call_id] = WORKER.worker_id
             self.granted[call_id] += 1
-            return replace(WORKER, rtp_port=9292 if self.rtp else 0, websocket_port=9392 if self.websocket else 0)
+            ports = {"rtp_port": 9292 if self.rtp else 0, "websocket_port": 9392 if self.websocket else 0}
+            return Lease(replace(WORKER, **ports), TOKEN, self.config.node)
 
-        return cast(WorkerInfo, await self._step("acquire", effect))
+        return cast(Lease, await self._step("acquire", effect))
 
-    async def release(self, call_id: str) -> bool:
+    async def release(self, call_id: str, token: int) -> bool:
         def effect() -> bool:
+            assert token in (0, TOKEN)
             self.released[call_id] += 1
             return self.held.pop(call_id, None) is not None
 
         return bool(await self._step("release", effect))
 
-    async def renew(self, workers: dict[str, str]) -> set[str]:
+    async def renew(self, held: dict[str, Held]) -> Renewal:
         await self._step("renew")
-        self.renewals.append(dict(workers))
-        return set()
+        self.renewals.append({call_id: lease.worker_id for call_id, lease in held.items()})
+        return Renewal(tokens={call_id: TOKEN for call_id, lease in held.items() if not lease.token})
 
     async def send_order(self, worker_id: str, order: LegOrder) -> bool:
         def effect() -> bool:

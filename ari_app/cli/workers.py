@@ -32,6 +32,7 @@ def _up(info: WorkerInfo) -> str:
 
 _COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [
     ("WORKER", lambda info: info.worker_id),
+    ("PAIR", lambda info: info.pair),
     ("STATE", state),
     ("CALLS", lambda info: f"{info.active} of {info.capacity}"),
     ("CORE", lambda info: f"{info.cpu_percent}%"),

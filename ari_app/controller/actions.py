@@ -58,6 +58,8 @@ class CallActions:
         self.snoop_live = False
         self.listening = False
         """The caller's snoop and the media are bridged."""
+        self.lease_token = 0
+        """Of the lease that the call has; 0: not known, as of a call that was adopted."""
         self.lease_returned = False
         self.bridged = self.legs.started
         """The bridge may be there: removing one that is not is harmless."""
@@ -100,7 +102,8 @@ class CallActions:
             # Without a subscription Asterisk does not tell when the caller's channel is destroyed, only that it left.
             subscribed = asyncio.ensure_future(self._services.ari.subscribe(self.caller_channel))
             try:
-                self.legs.worker = await self._services.leases.acquire(CallId(row.call_id))
+                lease = await self._services.leases.acquire(row.call_id, application=admission.application_name)
+                self.legs.worker, self.lease_token = lease.worker, lease.token
                 created_ms = time.time_ns() // 1_000_000
                 seconds = self._services.settings.spec_seconds
                 applications = self._services.applications
@@ -289,7 +292,7 @@ class CallActions:
         if self.lease_returned:
             return
         try:
-            await self._services.leases.release(CallId(self._story.row.call_id))
+            await self._services.leases.release(self._story.row.call_id, self.lease_token)
         except TrunkbridgeError as error:
             self._log.warning("lease_left", detail=f"{error}: it expires by itself")
         self.lease_returned = True

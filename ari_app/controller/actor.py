@@ -27,6 +27,7 @@ from ari_app.controller.rtp_leg import CallerDigit
 from ari_app.controller.services import Services
 from ari_app.controller.story import Story, now
 from ari_app.domain.ids import CallId, ChannelId
+from ari_app.fleet.leases import Held
 from ari_app.store.records import CallRow
 from audiosocket.callspec import DIGITS, CallNotice, CallReport
 
@@ -97,6 +98,16 @@ class CallActor:
     def worker_id(self) -> str:
         """The media worker that the call holds a lease on; empty when it holds none."""
         return "" if self._actions.lease_returned else self._story.row.worker_id or ""
+
+    @property
+    def lease(self) -> Held:
+        """The lease that the call holds; without a worker: it holds none."""
+        return Held(self.worker_id, self._actions.lease_token, self._story.row.application or "")
+
+    def learn_lease(self, token: int) -> None:
+        """The token of the lease that the call was adopted with."""
+        if not self._actions.lease_token:
+            self._actions.lease_token = token
 
     @property
     def row(self) -> CallRow:

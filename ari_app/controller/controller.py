@@ -105,17 +105,20 @@ class Controller:
         while True:
             await asyncio.sleep(seconds / 3)
             held = {
-                str(actor.call_id): actor.worker_id
+                str(actor.call_id): actor.lease
                 for actor in self._live.actors.values()
                 if actor.worker_id and actor.machine.state not in OVER
             }
             try:
-                lost = await self._leases.renew(held)
+                renewal = await self._leases.renew(held)
             except TrunkbridgeError as error:
                 log.warning("leases_not_renewed", detail=str(error), calls=len(held))
             else:
-                if lost:
-                    log.warning("leases_lost", calls=len(lost))
+                for call_id, token in renewal.tokens.items():
+                    if call_id in self._live.actors:
+                        self._live.actors[call_id].learn_lease(token)
+                if renewal.lost:
+                    log.warning("leases_lost", calls=len(renewal.lost))
 
     async def watch_workers(self) -> None:
         """Ends RTP legs whose worker is gone, for ever: of AudioSocket legs Asterisk sees it, of these nobody does."""

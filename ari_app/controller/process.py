@@ -46,7 +46,13 @@ async def serve(config: Config, stop: StopSignal) -> None:
             config.asterisk.app,
             ari.timeout_seconds,
         ) as client:
-            leases = Leases(redis, config.controller.lease_seconds)
+            leases = Leases(
+                redis,
+                config.controller.lease_seconds,
+                node=config.node,
+                pair=config.pair,
+                spill_over=config.controller.spill_over,
+            )
             controller = Controller(config, client, leases, Present(redis), CallStore(pool), writer)
             stream = EventStream(
                 client,

@@ -1,22 +1,36 @@
 """Leases: which media worker carries which call, chosen and recorded in one step.
 
-The policy is in the scripts below and nowhere else: only inside Redis can the choice and the record of it be one step
-that no other controller gets between. A worker is chosen among those that are alive (`WorkerInfo` not expired) and not
-draining or overloaded: the least leases per capacity, and among equals in turn.
+The policy is in the Lua scripts beside this module and nowhere else: only inside Redis can the choice and the record of
+it be one step that no other controller gets between. Eligible is a worker that is alive (its `WorkerInfo` has not
+expired), not draining, not overloaded, below its capacity, not excluded, and whose node bears no mark; chosen is the
+one with the least leases per capacity, and among equals in turn.
+
+- Inbound (`acquire`): among the workers of the PBX node's own pair. Only when none of these is eligible, among those of
+  all pairs of its spill-over together.
+- Outbound (`acquire_outbound`): among the pairs that have an eligible worker and a PBX node that accepts calls, the
+  least loaded, by its workers (leases per capacity) or its PBX nodes (calls per capacity), whichever is more; then the
+  worker and the PBX node within it.
 
 Invariants, whatever the order of calls and whoever dies in between:
 - No grant takes a worker above its capacity.
-- A call holds at most one lease; asking again returns the same worker, unless that one is dead.
+- A call holds at most one lease. Asking again gives the same one, unless its worker is dead or excluded; then another
+  takes its place, under a new token. A refusal changes nothing.
 - Every lease ends: one that is not renewed expires, by Redis' clock.
+- Tokens only grow, also over a Redis that lost its memory, as long as its clock does not go back. A stale token changes
+  nothing: what was given back, or is held under a newer token, is neither renewed nor released by it.
+- An application is never granted more than its limit, its waiting calls in their order. Renewals alone may exceed it,
+  after Redis lost its memory and others were quicker: the calls that they stand for are there.
 
-A worker's leases are a sorted set, call id by expiry in ms: that set alone says what is leased. `lease:<call id>` only
-finds the set, and may outlive the lease a little. Both expire with the last lease in them.
+A worker's leases are a sorted set, call id by expiry in ms: that set alone says what is leased. PBX nodes and
+applications have sets of the same kind, written in the same step. `lease:<call id>` finds them, and remembers for the
+length of a lease which token was given back. All of them expire with the last lease in them.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
 from itertools import islice
 from typing import Any
 
@@ -25,195 +39,192 @@ import redis.asyncio
 
 from ari_app.errors import NoCapacity
 from ari_app.store.present import redis_unavailable
-from audiosocket.callspec import KEY_PREFIX, WORKERS_KEY, WorkerInfo
+from audiosocket.callspec import KEY_PREFIX, PAIRS_KEY, WorkerInfo
 from audiosocket.runtime.stores import redis_call
 
 RENEW_BATCH = 500
 """Leases that one script renews: Redis does nothing else meanwhile."""
+WAIT_SECONDS = 5.0
+"""How long a waiting call keeps its place in an application's line without asking again."""
 
 _WHY = {
-    b"no_workers": "no media worker is registered: is a gateway running, and does it reach this Redis?",
-    b"all_draining": "every media worker is draining",
-    b"all_full": "every media worker is at its capacity, or does not keep its 20 ms",
+    "no_workers": "no media worker is registered: is a gateway running, and does it reach this Redis?",
+    "all_draining": "every media worker is draining",
+    "all_full": "every media worker is at its capacity, or does not keep its 20 ms",
+    "no_pbx": "no PBX node accepts calls",
+    "app_full": "the application has as many calls as it may",
 }
 
-# All keys carry one hash tag, so they are in one slot of a cluster although only KEYS[1] is declared.
-# ARGV[1]: key prefix, ARGV[2]: length of a lease in ms.
-_COMMON = """
-local prefix, lease_ms = ARGV[1], tonumber(ARGV[2])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local function set_of(worker) return prefix .. 'leases:' .. worker end
-local function index_of(call) return prefix .. 'lease:' .. call end
+def _script(name: str) -> str:
+    folder = resources.files("ari_app.fleet")
+    return "\n".join((folder / file).read_text(encoding="utf-8") for file in ("common.lua", f"{name}.lua"))
 
-local function worker_info(worker)
-    local payload = redis.call('GET', prefix .. 'worker:' .. worker)
-    if payload then
-        local readable, info = pcall(cjson.decode, payload)
-        if readable then return info, payload end
-    end
-end
 
-local function holder(call)
-    local worker = redis.call('GET', index_of(call))
-    local expires = worker and redis.call('ZSCORE', set_of(worker), call)
-    if expires and tonumber(expires) > now then return worker end
-end
+_ACQUIRE, _RENEW, _RELEASE, _COUNT = (_script(name) for name in ("acquire", "renew", "release", "count"))
 
-local function count(worker)
-    redis.call('ZREMRANGEBYSCORE', set_of(worker), '-inf', now)
-    return redis.call('ZCARD', set_of(worker))
-end
 
-local function grant(call, worker)
-    local set = set_of(worker)
-    redis.call('ZADD', set, now + lease_ms, call)
-    redis.call('PEXPIRE', set, math.max(lease_ms + 1000, redis.call('PTTL', set)))
-    redis.call('SET', index_of(call), worker, 'PX', lease_ms + 1000)
-end
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What a call was given."""
 
-local function revoke(call)
-    local worker = redis.call('GET', index_of(call))
-    if not worker then return 0 end
-    redis.call('DEL', index_of(call))
-    return redis.call('ZREM', set_of(worker), call)
-end
-"""
+    worker: WorkerInfo
+    token: int
+    """Fencing token: every lease has a greater one than those granted before it."""
+    node: str
+    """PBX node of the call."""
 
-# ARGV[3]: call id. Returns {1, WorkerInfo} or {0, reason}.
-_ACQUIRE = (
-    _COMMON
-    + """
-local call = ARGV[3]
-local held = holder(call)
-if held then
-    local _, payload = worker_info(held)
-    if payload then
-        grant(call, held)
-        return {1, payload}
-    end
-end
-revoke(call)
 
-local workers = redis.call('SMEMBERS', KEYS[1])
-table.sort(workers)
-local why, best = 'no_workers', {}
-for _, worker in ipairs(workers) do
-    local info, payload = worker_info(worker)
-    if info and info.draining then
-        if why == 'no_workers' then why = 'all_draining' end
-    elseif info then
-        why = 'all_full'
-        local active = count(worker)
-        if active < info.capacity and not info.overloaded then
-            -- active / capacity, compared without dividing
-            local order = best[1] and active * best[1].capacity - best[1].active * info.capacity or -1
-            if order < 0 then best = {} end
-            if order <= 0 then
-                table.insert(best, {worker = worker, payload = payload, active = active, capacity = info.capacity})
-            end
-        end
-    end
-end
-if not best[1] then return {0, why} end
-local turn = redis.call('INCR', prefix .. 'lease-turn')
-local chosen = best[turn % #best + 1]
-grant(call, chosen.worker)
-return {1, chosen.payload}
-"""
-)
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease as its holder knows it."""
 
-# ARGV[3...]: call id, worker id, call id, worker id, ... Returns the calls without a lease on that worker.
-_RENEW = (
-    _COMMON
-    + """
-local lost = {}
-for i = 3, #ARGV, 2 do
-    local call, worker = ARGV[i], ARGV[i + 1]
-    local held = holder(call)
-    if held == worker then
-        grant(call, worker)
-    else
-        local info = not held and worker_info(worker)
-        if info and count(worker) < info.capacity then
-            revoke(call)
-            grant(call, worker)
-        else
-            table.insert(lost, call)
-        end
-    end
-end
-return lost
-"""
-)
+    worker_id: str
+    token: int = 0
+    """0: not known, as of a call that a controller has just adopted."""
+    application: str = ""
+    node: str = ""
+    """PBX node; empty: the one that these `Leases` are for."""
 
-# ARGV[3]: call id.
-_RELEASE = _COMMON + "return revoke(ARGV[3])"
 
-# ARGV[3...]: worker ids.
-_ACTIVE = (
-    _COMMON
-    + """
-local counts = {}
-for i = 3, #ARGV do table.insert(counts, count(ARGV[i])) end
-return counts
-"""
-)
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What became of leases that were to be renewed."""
+
+    lost: set[str] = field(default_factory=set)
+    """Calls that have no lease under their token."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Of the calls whose token was not known."""
 
 
 class Leases:
-    """The leases of a cluster. Every method ends within `redis_call`'s time limit and raises `StoreUnavailable`."""
+    """The leases of a cluster, as one PBX node asks for them. Every method ends within `redis_call`'s time limit and
+    raises `StoreUnavailable`."""
 
-    def __init__(self, client: redis.asyncio.Redis, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        lease_seconds: float,
+        *,
+        node: str = "",
+        pair: str = "main",
+        spill_over: Iterable[str] = (),
+        clock: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`node`: the PBX node; `pair` and `spill_over`: where its inbound calls are carried. `clock`: Unix time in ms
+        that takes the place of Redis', as a simulation needs it; 0: Redis' clock."""
         self._redis = client
         self._lease_ms = int(lease_seconds * 1000)
+        self._node = node
+        self._pairs = [pair, *spill_over]
+        self._clock = clock
         self._acquire = client.register_script(_ACQUIRE)
         self._renew = client.register_script(_RENEW)
         self._release = client.register_script(_RELEASE)
-        self._active = client.register_script(_ACTIVE)
-        self._not_renewing = asyncio.Event()
-        self._not_renewing.set()
+        self._count = client.register_script(_COUNT)
 
-    async def acquire(self, call_id: str) -> WorkerInfo:
-        """The worker for a call, leased for `lease_seconds`. Raises `NoCapacity`."""
-        async with redis_call(redis_unavailable):
-            granted, what = await self._run(self._acquire, [call_id])
-        if not granted:
-            raise NoCapacity(what.decode(), _WHY[what])
-        return msgspec.json.decode(what, type=WorkerInfo)
+    async def acquire(
+        self,
+        call_id: str,
+        *,
+        application: str = "",
+        limit: int | None = None,
+        line_max: int = 0,
+        exclude: Collection[str] = (),
+    ) -> Lease:
+        """A worker for an inbound call of this PBX node, leased for `lease_seconds`. Raises `NoCapacity`.
 
-    async def renew(self, workers: Mapping[str, str]) -> set[str]:
-        """Renew the leases of calls (call id to worker id); the calls that now have none on that worker.
-
-        A lease that Redis forgot, or that expired, is granted again where there is room, so that the ledger of a Redis
-        that lost its memory is rebuilt by the next renewals. A call without a lease is not to be ended for that.
-        Calls whose lease is being released must not be among them: it would be granted again.
+        `limit`: calls that `application` may have at once, in the whole cluster. `line_max` over 0: the call waits when
+        the limit is reached, unless so many wait already; it asks again within `WAIT_SECONDS` or loses its place, and
+        the refusal says which place it has. `exclude`: ids of workers that are not to be chosen.
         """
-        lost: set[str] = set()
-        pairs = iter(workers.items())
-        self._not_renewing.clear()
+        return await self._grant(call_id, self._node, self._pairs, application, limit, line_max, exclude)
+
+    async def acquire_outbound(
+        self,
+        call_id: str,
+        *,
+        application: str = "",
+        limit: int | None = None,
+        line_max: int = 0,
+        exclude: Collection[str] = (),
+    ) -> Lease:
+        """The PBX node that is to place an outbound call, and a worker of its pair; as `acquire` otherwise. `exclude`
+        may name PBX nodes too."""
+        return await self._grant(call_id, "", [], application, limit, line_max, exclude)
+
+    async def _grant(
+        self,
+        call_id: str,
+        node: str,
+        pairs: list[str],
+        application: str,
+        limit: int | None,
+        line_max: int,
+        exclude: Collection[str],
+    ) -> Lease:
+        wait_ms = int(WAIT_SECONDS * 1000)
+        slots = [application, -1 if limit is None else limit, line_max, wait_ms]
+        arguments = [call_id, *slots, node, len(pairs), *pairs, *exclude]
+        async with redis_call(redis_unavailable):
+            granted, what, *more = await self._run(self._acquire, arguments)
+        if not granted:
+            reason = what.decode()
+            raise NoCapacity(reason, _WHY[reason], more[0])
         try:
-            while batch := list(islice(pairs, RENEW_BATCH)):
-                async with redis_call(redis_unavailable):
-                    answer = await self._run(self._renew, [text for pair in batch for text in pair])
-                lost.update(call_id.decode() for call_id in answer)
-        finally:
-            self._not_renewing.set()
-        return lost
+            worker = msgspec.json.decode(what, type=WorkerInfo)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise redis_unavailable(f"the worker's registration cannot be read: {error}") from error
+        return Lease(worker, more[0], more[1].decode())
 
-    async def release(self, call_id: str) -> bool:
-        """Give a call's lease back; whether it held one. Harmless when repeated."""
-        # A renewal under way may name this call, and would grant the lease again behind the release.
-        await self._not_renewing.wait()
+    async def leave_queue(self, call_id: str, application: str) -> None:
+        """Give up a call's place in the line of an application."""
+        async with redis_call(redis_unavailable), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.zrem(f"{KEY_PREFIX}app-line:{application}", call_id)
+            pipeline.zrem(f"{KEY_PREFIX}app-line-ends:{application}", call_id)
+            await pipeline.execute()
+
+    async def renew(self, held: Mapping[str, Held]) -> Renewal:
+        """Renew the leases of calls, by call id.
+
+        A lease that Redis forgot, or that expired, is granted again where there is room, under its token, so that the
+        ledger of a Redis that lost its memory is rebuilt by the next renewals. A call without a lease is not to be
+        ended for that.
+        """
+        done = Renewal()
+        calls = iter(held.items())
+        while batch := list(islice(calls, RENEW_BATCH)):
+            arguments: list[str | int] = []
+            for call_id, lease in batch:
+                arguments += (call_id, lease.worker_id, lease.token, lease.application, lease.node or self._node)
+            async with redis_call(redis_unavailable):
+                lost, learned = await self._run(self._renew, arguments)
+            done.lost.update(call_id.decode() for call_id in lost)
+            done.tokens.update(zip((call_id.decode() for call_id in learned[::2]), learned[1::2], strict=True))
+        return done
+
+    async def release(self, call_id: str, token: int) -> bool:
+        """Give a call's lease back; whether it held one under this token (0: not known). Harmless when repeated, or
+        while a renewal of the same lease is under way."""
         async with redis_call(redis_unavailable):
-            return bool(await self._run(self._release, [call_id]))
+            return bool(await self._run(self._release, [call_id, token]))
 
-    async def active(self, worker_ids: list[str]) -> dict[str, int]:
+    async def active(self, worker_ids: Collection[str]) -> dict[str, int]:
         """How many leases each of these workers has."""
-        async with redis_call(redis_unavailable):
-            counts = await self._run(self._active, worker_ids)
-        return dict(zip(worker_ids, counts, strict=True))
+        return await self._counted("leases:", worker_ids)
 
-    async def _run(self, script: Any, arguments: list[str]) -> Any:
-        return await script(keys=[WORKERS_KEY], args=[KEY_PREFIX, self._lease_ms, *arguments])
+    async def active_on_nodes(self, nodes: Collection[str]) -> dict[str, int]:
+        """How many leases the calls of each of these PBX nodes have."""
+        return await self._counted("node-leases:", nodes)
+
+    async def active_of_applications(self, applications: Collection[str]) -> dict[str, int]:
+        """How many leases the calls of each of these applications have."""
+        return await self._counted("app-leases:", applications)
+
+    async def _counted(self, kind: str, names: Collection[str]) -> dict[str, int]:
+        async with redis_call(redis_unavailable):
+            counts = await self._run(self._count, [kind + name for name in names])
+        return dict(zip(names, counts, strict=True))
+
+    async def _run(self, script: Any, arguments: list[Any]) -> Any:
+        return await script(keys=[PAIRS_KEY], args=[KEY_PREFIX, self._lease_ms, self._clock(), *arguments])

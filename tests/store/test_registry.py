@@ -271,12 +271,12 @@ async def test_a_draining_worker_is_told_which_calls_it_has_been_given(registry,
     assert await registry.heartbeat(info()) == set()
     leases = Leases(redis_client, 60)
     for call in ("one", "two"):
-        assert (await leases.acquire(call)).worker_id == "gw/0"
+        assert (await leases.acquire(call)).worker.worker_id == "gw/0"
     assert await registry.heartbeat(info()) == set()  # nobody asks
     assert await registry.heartbeat(draining) == {"one", "two"}
     with pytest.raises(NoCapacity):
         await leases.acquire("three")
-    assert await leases.release("one")
+    assert await leases.release("one", 0)
     assert await registry.heartbeat(draining) == {"two"}
 
 

@@ -66,12 +66,12 @@ def test_workers_their_load_and_why_they_take_no_calls(config, empty_stores):
     infos = [msgspec.structs.replace(info, started_at_ms=began) for info in (WELL, *OTHERS)]
     asyncio.run(announce(empty_stores, *infos))
     header, *lines = (line.split() for line in ask(config).splitlines())
-    assert header == ["WORKER", "STATE", "CALLS", "CORE", "LATE", "ADDRESS", "VERSION", "UP"]
+    assert header == ["WORKER", "PAIR", "STATE", "CALLS", "CORE", "LATE", "ADDRESS", "VERSION", "UP"]
     assert lines == [
-        ["gw/0", "ready", "12", "of", "250", "31%", "2", "ms", "10.0.0.7:9092", "1.2", "1d", "02:05"],
-        ["gw/1", "draining", "250", "of", "250", "31%", "2", "ms", "10.0.0.7:9093", "1.2", "1d", "02:05"],
-        ["gw/2", "overloaded", "12", "of", "250", "97%", "61", "ms", "10.0.0.7:9094", "1.2", "1d", "02:05"],
-        ["gw/3", "full", "250", "of", "250", "31%", "2", "ms", "10.0.0.7:9095", "1.2", "1d", "02:05"],
+        ["gw/0", "main", "ready", "12", "of", "250", "31%", "2", "ms", "10.0.0.7:9092", "1.2", "1d", "02:05"],
+        ["gw/1", "main", "draining", "250", "of", "250", "31%", "2", "ms", "10.0.0.7:9093", "1.2", "1d", "02:05"],
+        ["gw/2", "main", "overloaded", "12", "of", "250", "97%", "61", "ms", "10.0.0.7:9094", "1.2", "1d", "02:05"],
+        ["gw/3", "main", "full", "250", "of", "250", "31%", "2", "ms", "10.0.0.7:9095", "1.2", "1d", "02:05"],
     ]
 
 

@@ -1,0 +1,82 @@
+-- What all scripts of the ledger share; it is put in front of each. All keys carry one hash tag, so they are in one slot
+-- of a cluster although only KEYS[1] is declared.
+-- ARGV[1]: key prefix; [2]: length of a lease in ms; [3]: now in ms, 0: by Redis' clock. What follows is the script's own.
+local prefix, lease_ms, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local clock_us, keep_ms = now * 1000, lease_ms + 1000
+if now == 0 then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+    clock_us = time[1] * 1000000 + time[2]
+else
+    keep_ms = keep_ms + 3600000 -- the caller's clock is not the one that ends keys
+end
+
+local function count(set)
+    return redis.call('ZCOUNT', prefix .. set, '(' .. now, '+inf')
+end
+
+-- A call's record: its lease, live or expired; with an empty worker: the token whose lease was given back.
+local function record_of(call)
+    local text = redis.call('GET', prefix .. 'lease:' .. call)
+    if not text then return nil, false end
+    local token, worker, node, pair, application = string.match(text, '^(%d+) (%S*) (%S*) (%S*) (%S*)$')
+    if not token then return nil, false end -- an older version's
+    local record =
+        {token = tonumber(token), worker = worker, node = node, pair = pair, application = application}
+    local ends = worker ~= '' and redis.call('ZSCORE', prefix .. 'leases:' .. worker, call)
+    return record, ends and tonumber(ends) > now or false
+end
+
+local function write(call, record)
+    local text = string.format(
+        '%.0f %s %s %s %s', record.token, record.worker, record.node, record.pair, record.application)
+    redis.call('SET', prefix .. 'lease:' .. call, text, 'PX', keep_ms)
+end
+
+local function sets_of(record)
+    local sets = {prefix .. 'leases:' .. record.worker}
+    if record.node ~= '' then sets[#sets + 1] = prefix .. 'node-leases:' .. record.node end
+    if record.application ~= '' then sets[#sets + 1] = prefix .. 'app-leases:' .. record.application end
+    return sets
+end
+
+local function grant(call, record)
+    for _, set in ipairs(sets_of(record)) do
+        redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
+        redis.call('ZADD', set, now + lease_ms, call)
+        redis.call('PEXPIRE', set, math.max(keep_ms, redis.call('PTTL', set)))
+    end
+    write(call, record)
+end
+
+local function revoke(call, record)
+    for _, set in ipairs(sets_of(record)) do redis.call('ZREM', set, call) end
+end
+
+-- Never less than the clock, so that it grows over a Redis that has lost its memory too.
+local function new_token()
+    local token = math.max(tonumber(redis.call('GET', prefix .. 'lease-token') or 0) + 1, clock_us)
+    redis.call('SET', prefix .. 'lease-token', string.format('%.0f', token))
+    return token
+end
+
+-- What a worker or controller has announced for placement: when that ends, what it can carry, whether it takes calls
+-- (0), is draining (1) or cannot take any for now (2), calls, node.
+local function announced(text)
+    local ends, capacity, flag, calls, node = string.match(text, '^(%d+) (%d+) (%d) (%d+) (%S*)$')
+    if ends and tonumber(ends) > now then
+        return tonumber(capacity), flag, tonumber(calls), node
+    end
+end
+
+-- A worker's capacity, its registration as JSON, and its pair; nothing when it is dead.
+local function alive(worker, pair)
+    local payload = redis.call('GET', prefix .. 'worker:' .. worker)
+    if payload and not pair then
+        local readable, info = pcall(cjson.decode, payload)
+        pair = readable and info.pair
+    end
+    local text = payload and pair and redis.call('HGET', prefix .. 'pair:' .. pair, 'w ' .. worker)
+    local capacity = text and announced(text)
+    if capacity then return capacity, payload, pair end
+end
