@@ -1,6 +1,6 @@
 # make run    everything set up, a real call through a real Asterisk, then it stays up for yours
 # make demo   the same call once; exits 0 only if it carried audio both ways
-# make test   lint, types and all tests;  make test RUNG=unit|loop|store|asterisk  one rung
+# make test   lint, types and all tests;  make test RUNG=unit|loop|store|asterisk|multihost  one rung
 # make bench  measure (slow);  make lint;  make clean
 # make fuzz   feed every parser a million inputs (minutes);  FUZZ_RUNS=N make fuzz  another number of them
 # make soak   an hour of 300 calls on one media worker;  make soak CALLS=100 MINUTES=10  less
@@ -30,7 +30,8 @@ setup-fuzz:
 test: setup-test
 	@$(if $(RUNG),,$(MAKE) --no-print-directory lint)
 	@$(if $(filter-out unit,$(RUNG)),,$(PY) -m pytest -n 2 -m unit)
-	@$(if $(filter unit,$(RUNG)),,$(PY) -m pytest -m "$(or $(RUNG),not unit)")
+	@$(if $(filter-out loop,$(RUNG)),,$(PY) -m pytest -m loop)
+	@$(if $(filter-out store asterisk,$(RUNG)),,$(PY) -m pytest -n 2 --dist loadfile -m "$(or $(RUNG),store or asterisk)")
 
 lint: setup-test
 	@$(PY) -m ruff check .
