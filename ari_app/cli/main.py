@@ -25,6 +25,8 @@ _COMMANDS = {
     "db": ("ari_app.cli.db:db", "Migrate the database."),
     "gateway": ("audiosocket.cli:gateway", "Run one media worker, configured or standalone."),
     "loadtest": ("audiosocket.loadtest.command:loadtest", "Load a media worker and measure what it carries."),
+    "nodes": ("ari_app.cli.nodes:nodes", "List the nodes, take them out of placement and let them back in."),
+    "pairs": ("ari_app.cli.nodes:pairs", "List the node pairs and what they have to give."),
     "stores": ("ari_app.store.command:stores", "Run the embedded PostgreSQL and Redis."),
     "workers": ("ari_app.cli.workers:workers", "List the registered media workers and their load."),
 }

@@ -92,3 +92,14 @@ class Controllers:
             payloads: Any = await self._redis.mget(keys) if keys else []
         found = (decoded(payload, ControllerInfo) for payload in payloads if payload is not None)
         return [info for info in found if info is not None]
+
+    async def ids(self) -> list[str]:
+        """The ids of all controllers that have announced themselves and not taken it back, dead or alive."""
+        async with redis_call(redis_unavailable):
+            members: Any = await self._redis.smembers(CONTROLLERS_KEY)
+        return sorted(member.decode() for member in members)
+
+    async def forget(self, controller_ids: list[str]) -> None:
+        """Strikes dead controllers off the list."""
+        async with redis_call(redis_unavailable):
+            await self._redis.srem(CONTROLLERS_KEY, *controller_ids)

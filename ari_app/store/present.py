@@ -86,6 +86,17 @@ class Present:
         found = (decoded(payload, WorkerInfo) for payload in payloads if payload is not None)
         return [info for info in found if info is not None]
 
+    async def worker_ids(self) -> list[str]:
+        """The ids of all workers that have announced themselves and not taken it back, dead or alive."""
+        async with redis_call(redis_unavailable):
+            members: Any = await self._redis.smembers(WORKERS_KEY)
+        return sorted(member.decode() for member in members)
+
+    async def forget_workers(self, worker_ids: list[str]) -> None:
+        """Strikes dead workers off the list."""
+        async with redis_call(redis_unavailable):
+            await self._redis.srem(WORKERS_KEY, *worker_ids)
+
     async def send_order(self, worker_id: str, order: LegOrder) -> bool:
         """Tell a worker what to do with a leg; whether it listens. One that does not misses it."""
         async with redis_call(redis_unavailable):

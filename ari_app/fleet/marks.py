@@ -1,0 +1,107 @@
+"""Marks of nodes that an operator has taken out of placement: no new call goes to their workers, or comes in on their
+Asterisk; the calls that they have go on.
+
+PostgreSQL has the truth. What placement reads is a copy in Redis with a lifetime, which every controller renews
+(`Marks.keep`): one that Redis lost is back within `RENEW_SECONDS`, and one that is taken away while a controller renews
+it is gone for good within `COPY_SECONDS`. While PostgreSQL is away the marks stay as they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import asyncpg
+import redis.asyncio
+import structlog
+
+from ari_app.errors import StoreUnavailable
+from ari_app.store.postgres import unavailable
+from ari_app.store.present import redis_unavailable
+from audiosocket.callspec import KEY_PREFIX
+from audiosocket.runtime.stores import redis_call
+
+RENEW_SECONDS = 2.0
+COPY_SECONDS = 30.0
+
+log = structlog.get_logger(__name__)
+
+MarkKind = Literal["cordoned", "draining"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Why no new calls go to a node."""
+
+    node: str
+    mark: MarkKind
+    """`cordoned`: until further notice; `draining`: somebody waits for its calls to end."""
+    set_by: str
+    since: datetime
+
+
+def mark_key(node: str) -> str:
+    """Key of a node's mark (string with a lifetime): that it is there is what counts."""
+    return f"{KEY_PREFIX}mark:{node}"
+
+
+class Marks:
+    """Sets and reads marks. Every method raises `StoreUnavailable`."""
+
+    def __init__(self, pool: asyncpg.Pool, client: redis.asyncio.Redis) -> None:
+        self._pool = pool
+        self._redis = client
+        self.known: dict[str, Mark] = {}
+        """By node, as they were read last."""
+
+    async def read(self) -> dict[str, Mark]:
+        """All marks, by node."""
+        with unavailable():
+            rows = await self._pool.fetch("SELECT node, mark, set_by, since FROM node_marks ORDER BY node")
+        self.known = {row["node"]: Mark(**row) for row in rows}
+        return self.known
+
+    async def put(self, node: str, mark: MarkKind, by: str) -> None:
+        """Takes a node out of placement, from now on."""
+        with unavailable():
+            await self._pool.execute(
+                "INSERT INTO node_marks (node, mark, set_by) VALUES ($1, $2, $3)"
+                " ON CONFLICT (node) DO UPDATE SET mark = excluded.mark, set_by = excluded.set_by, since = now()",
+                *(node, mark, by),
+            )
+        await self._copy([(node, mark)])
+
+    async def clear(self, node: str) -> bool:
+        """Lets a node take calls again; whether it had a mark."""
+        with unavailable():
+            status = await self._pool.execute("DELETE FROM node_marks WHERE node = $1", node)
+        async with redis_call(redis_unavailable):
+            await self._redis.delete(mark_key(node))
+        return not status.endswith(" 0")
+
+    async def keep(self) -> None:
+        """Keeps the copy in Redis, for ever."""
+        failing = ""
+        while True:
+            try:
+                try:
+                    await self.read()
+                finally:
+                    await self._copy([(mark.node, mark.mark) for mark in self.known.values()])
+            except StoreUnavailable as error:
+                if not failing:
+                    log.warning("marks_not_renewed", detail=str(error), marks=len(self.known))
+                failing = str(error)
+            else:
+                failing = ""
+            await asyncio.sleep(RENEW_SECONDS)
+
+    async def _copy(self, marks: list[tuple[str, MarkKind]]) -> None:
+        if not marks:
+            return
+        async with redis_call(redis_unavailable), self._redis.pipeline(transaction=True) as pipeline:
+            for node, mark in marks:
+                pipeline.set(mark_key(node), mark, px=int(COPY_SECONDS * 1000))
+            await pipeline.execute()
