@@ -33,7 +33,7 @@ from ari_app.ari.errors import (
     AriUnavailable,
     from_status,
 )
-from ari_app.ari.models import AsteriskInfo, Bridge, Channel, RtpStatistics, decode_custom
+from ari_app.ari.models import AsteriskInfo, AsteriskModule, Bridge, Channel, RtpStatistics, decode_custom
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import BridgeId, ChannelId, LegUuid
 from audiosocket.callspec import WEBSOCKET_LEG_VARIABLE, WEBSOCKET_PATH, WEBSOCKET_SUBPROTOCOL
@@ -105,6 +105,10 @@ class AriClient:
     async def info(self) -> AsteriskInfo:
         """Version and start time."""
         return await self._fetch("/asterisk/info", AsteriskInfo)
+
+    async def modules(self) -> dict[str, str]:
+        """The modules that are loaded, by name (`chan_pjsip.so`), and whether they run: `Running`, `Not Running`."""
+        return {module.name: module.status for module in await self._fetch("/asterisk/modules", list[AsteriskModule])}
 
     # The application
 

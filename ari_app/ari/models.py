@@ -110,6 +110,13 @@ class AsteriskInfo(msgspec.Struct, frozen=True, kw_only=True):
     status: BuildStatus
 
 
+class AsteriskModule(msgspec.Struct, frozen=True, kw_only=True):
+    """A module that is loaded."""
+
+    name: str
+    status: str
+
+
 def decode_custom(kind: type[Any], value: Any) -> Any:
     """msgspec `dec_hook`: reads what JSON has no type for. Raises `ValueError`."""
     if kind is EpochMs and isinstance(value, str):

@@ -23,6 +23,7 @@ _COMMANDS = {
     "config": ("ari_app.cli.config:config", "Check a configuration file, render Asterisk's."),
     "controller": ("ari_app.controller.process:controller", "Run the call controller of a PBX node."),
     "db": ("ari_app.cli.db:db", "Migrate the database."),
+    "doctor": ("ari_app.doctor.command:doctor", "Check this node end to end and say what to mend."),
     "gateway": ("audiosocket.cli:gateway", "Run one media worker, configured or standalone."),
     "loadtest": ("audiosocket.loadtest.command:loadtest", "Load a media worker and measure what it carries."),
     "nodes": ("ari_app.cli.nodes:nodes", "List the nodes, take them out of placement and let them back in."),

@@ -618,12 +618,12 @@ async def test_messages_right_behind_the_handshake_are_not_lost() -> None:
 # TLS
 
 
-def certificate(folder: Path, name: str, alternative: str) -> ssl.SSLContext:
+def certificate(folder: Path, name: str, alternative: str, days: int = 2) -> ssl.SSLContext:
     """A server context with a certificate that nobody but itself has signed; it is in `folder`/`name`.pem."""
     subprocess.run(
         [
             "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-            "-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName={alternative}",
+            "-days", str(days), "-subj", f"/CN={name}", "-addext", f"subjectAltName={alternative}",
             "-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem"),
         ],
         check=True,
