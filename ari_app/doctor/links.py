@@ -4,6 +4,8 @@ applications."""
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 import time
 from collections.abc import Iterable
@@ -44,9 +46,8 @@ async def _worker(info: WorkerInfo) -> Finding:
         async with asyncio.timeout(CONNECT_SECONDS):
             _, writer = await asyncio.open_connection(info.host, info.port)
     except (OSError, TimeoutError) as error:
-        why = f"no answer within {CONNECT_SECONDS:g} s" if isinstance(error, TimeoutError) else str(error)
         remedy = "is the private link up, does a firewall let the port through, is gateway.advertise right?"
-        return bad(what, f"{info.host}:{info.port}: {why}", remedy)
+        return bad(what, f"{info.host}:{info.port}: {_why(error)}", remedy)
     took = time.monotonic() - began
     writer.close()
     said = f"{info.host}:{info.port} reached in {took * 1000:.1f} ms"
@@ -81,8 +82,7 @@ async def _application(what: str, url: SplitResult) -> Finding:
             "no call gets through: renew the certificate, or name its host in url",
         )
     except (OSError, TimeoutError) as error:
-        why = f"no answer within {CONNECT_SECONDS:g} s" if isinstance(error, TimeoutError) else str(error)
-        return bad(what, f"{where}: {why}", "is it running, and does this node reach the internet?")
+        return bad(what, f"{where}: {_why(error)}", "is it running, and does this node reach the internet?")
     took = time.monotonic() - began
     certificate = writer.get_extra_info("peercert")
     writer.close()
@@ -94,3 +94,11 @@ async def _application(what: str, url: SplitResult) -> Finding:
     if days < CERTIFICATE_DAYS:
         return warning(what, f"{said}; its certificate ends in {days} days", "renew it")
     return good(what, f"{said}, certificate good for {days} days")
+
+
+def _why(error: OSError | TimeoutError) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {CONNECT_SECONDS:g} s"
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
