@@ -60,7 +60,7 @@ WORKERS_KEY = f"{KEY_PREFIX}workers"
 
 
 PAIRS_KEY = f"{KEY_PREFIX}pairs"
-"""Set of the names of all pairs that somebody was ever announced in."""
+"""What placement has worked out about each pair (hash, by the pair's name), empty after each announcement in it."""
 
 
 def pair_key(pair: str) -> str:

@@ -2,13 +2,13 @@
 -- of a cluster although only KEYS[1] is declared.
 -- ARGV[1]: key prefix; [2]: length of a lease in ms; [3]: now in ms, 0: by Redis' clock. What follows is the script's own.
 local prefix, lease_ms, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local clock_us, keep_ms = now * 1000, lease_ms + 1000
+local clock_us, keep_ms = now * 1000, 1000 -- how long a key outlives what it holds
 if now == 0 then
     local time = redis.call('TIME')
     now = time[1] * 1000 + math.floor(time[2] / 1000)
     clock_us = time[1] * 1000000 + time[2]
 else
-    keep_ms = keep_ms + 3600000 -- the caller's clock is not the one that ends keys
+    keep_ms = 3600000 -- the caller's clock is not the one that ends keys
 end
 
 local function count(set)
@@ -21,8 +21,7 @@ local function record_of(call)
     if not text then return nil, false end
     local token, worker, node, pair, application = string.match(text, '^(%d+) (%S*) (%S*) (%S*) (%S*)$')
     if not token then return nil, false end -- an older version's
-    local record =
-        {token = tonumber(token), worker = worker, node = node, pair = pair, application = application}
+    local record = {token = tonumber(token), worker = worker, node = node, pair = pair, application = application}
     local ends = worker ~= '' and redis.call('ZSCORE', prefix .. 'leases:' .. worker, call)
     return record, ends and tonumber(ends) > now or false
 end
@@ -30,21 +29,21 @@ end
 local function write(call, record)
     local text = string.format(
         '%.0f %s %s %s %s', record.token, record.worker, record.node, record.pair, record.application)
-    redis.call('SET', prefix .. 'lease:' .. call, text, 'PX', keep_ms)
+    redis.call('SET', prefix .. 'lease:' .. call, text, 'PX', lease_ms + keep_ms)
 end
 
 local function sets_of(record)
-    local sets = {prefix .. 'leases:' .. record.worker}
+    local sets = {prefix .. 'leases:' .. record.worker, prefix .. 'pair-leases:' .. record.pair}
     if record.node ~= '' then sets[#sets + 1] = prefix .. 'node-leases:' .. record.node end
     if record.application ~= '' then sets[#sets + 1] = prefix .. 'app-leases:' .. record.application end
     return sets
 end
 
+-- No lease is longer than 600 s: a set outlives the last in it, whichever controller's that is.
 local function grant(call, record)
     for _, set in ipairs(sets_of(record)) do
-        redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
         redis.call('ZADD', set, now + lease_ms, call)
-        redis.call('PEXPIRE', set, math.max(keep_ms, redis.call('PTTL', set)))
+        redis.call('PEXPIRE', set, 600000 + keep_ms)
     end
     write(call, record)
 end
@@ -60,13 +59,12 @@ local function new_token()
     return token
 end
 
--- What a worker or controller has announced for placement: when that ends, what it can carry, whether it takes calls
--- (0), is draining (1) or cannot take any for now (2), calls, node.
+-- What a worker or controller has announced for placement: what it can carry, whether it takes calls (0), is draining (1)
+-- or cannot take any for now (2), calls, node, when that ends in ms; nothing of the dead.
 local function announced(text)
     local ends, capacity, flag, calls, node = string.match(text, '^(%d+) (%d+) (%d) (%d+) (%S*)$')
-    if ends and tonumber(ends) > now then
-        return tonumber(capacity), flag, tonumber(calls), node
-    end
+    ends = tonumber(ends)
+    if ends and ends > now then return tonumber(capacity), flag, tonumber(calls), node, ends end
 end
 
 -- A worker's capacity, its registration as JSON, and its pair; nothing when it is dead.

@@ -21,9 +21,9 @@ Invariants, whatever the order of calls and whoever dies in between:
 - An application is never granted more than its limit, its waiting calls in their order. Renewals alone may exceed it,
   after Redis lost its memory and others were quicker: the calls that they stand for are there.
 
-A worker's leases are a sorted set, call id by expiry in ms: that set alone says what is leased. PBX nodes and
+A worker's leases are a sorted set, call id by expiry in ms: that set alone says what is leased. Pairs, PBX nodes and
 applications have sets of the same kind, written in the same step. `lease:<call id>` finds them, and remembers for the
-length of a lease which token was given back. All of them expire with the last lease in them.
+length of a lease which token was given back. All of them expire, some minutes after the last lease in them at most.
 """
 
 from __future__ import annotations

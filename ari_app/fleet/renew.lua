@@ -18,7 +18,7 @@ local function renewed(call, worker, token, application, node)
     return {token = token, worker = worker, node = node, pair = pair, application = application}
 end
 
-local lost, learned = {}, {}
+local lost, learned, touched = {}, {}, {}
 for i = 4, #ARGV, 5 do
     local call, token = ARGV[i], tonumber(ARGV[i + 2])
     local record = renewed(call, ARGV[i + 1], token, ARGV[i + 3], ARGV[i + 4])
@@ -26,10 +26,12 @@ for i = 4, #ARGV, 5 do
         lost[#lost + 1] = call
     else
         grant(call, record)
+        for _, set in ipairs(sets_of(record)) do touched[set] = true end
         if token == 0 then
             learned[#learned + 1] = call
             learned[#learned + 1] = record.token
         end
     end
 end
+for set in pairs(touched) do redis.call('ZREMRANGEBYSCORE', set, '-inf', now) end
 return {lost, learned}

@@ -13,7 +13,7 @@ else
 end
 local before = redis.call('SET', KEYS[1], ARGV[4], 'PX', keep_ms, 'GET')
 redis.call('SADD', ARGV[5], ARGV[6])
-redis.call('SADD', prefix .. 'pairs', ARGV[7])
+redis.call('HSET', prefix .. 'pairs', ARGV[7], '') -- what was known of it is to be looked at again
 local pair = prefix .. 'pair:' .. ARGV[7]
 redis.call('HSET', pair, ARGV[8], string.format('%.0f %s', now + lifetime_ms, ARGV[9]))
 redis.call('PEXPIRE', pair, keep_ms)
@@ -21,6 +21,7 @@ if before then
     local readable, info = pcall(cjson.decode, before)
     if readable and type(info) == 'table' and type(info.pair) == 'string' and info.pair ~= ARGV[7] then
         redis.call('HDEL', prefix .. 'pair:' .. info.pair, ARGV[8])
+        redis.call('HSET', prefix .. 'pairs', info.pair, '')
     end
 end
-return {before, ARGV[10] ~= '' and redis.call('ZRANGE', ARGV[10], 0, -1) or {}}
+return {before, ARGV[10] ~= '' and redis.call('ZRANGEBYSCORE', ARGV[10], '(' .. now, '+inf') or {}}
