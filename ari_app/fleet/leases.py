@@ -19,7 +19,7 @@ Invariants, whatever the order of calls and whoever dies in between:
 - Tokens only grow, also over a Redis that lost its memory, as long as its clock does not go back. A stale token changes
   nothing: what was given back, or is held under a newer token, is neither renewed nor released by it.
 - An application is never granted more than its limit, its waiting calls in their order. Renewals alone may exceed it,
-  after Redis lost its memory and others were quicker: the calls that they stand for are there.
+  where a lease had expired, or was forgotten by Redis, and others were quicker: the calls that they stand for are there.
 
 A worker's leases are a sorted set, call id by expiry in ms: that set alone says what is leased. Pairs, PBX nodes and
 applications have sets of the same kind, written in the same step. `lease:<call id>` finds them, and remembers for the
@@ -42,7 +42,7 @@ from ari_app.store.present import redis_unavailable
 from audiosocket.callspec import KEY_PREFIX, PAIRS_KEY, WorkerInfo
 from audiosocket.runtime.stores import redis_call
 
-RENEW_BATCH = 500
+RENEW_BATCH = 200
 """Leases that one script renews: Redis does nothing else meanwhile."""
 WAIT_SECONDS = 5.0
 """How long a waiting call keeps its place in an application's line without asking again."""

@@ -6,4 +6,4 @@ if record and record.token > token then return 0 end
 if record and record.worker ~= '' then revoke(call, record) end
 -- Remembered, so that a renewal that comes late grants it no more.
 write(call, {token = token, worker = '', node = '', pair = '', application = ''})
-return live and 1 or 0
+return live and record.token == token and 1 or 0

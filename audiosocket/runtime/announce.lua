@@ -17,7 +17,14 @@ redis.call('HSET', prefix .. 'pairs', ARGV[7], '') -- what was known of it is to
 local pair = prefix .. 'pair:' .. ARGV[7]
 redis.call('HSET', pair, ARGV[8], string.format('%.0f %s', now + lifetime_ms, ARGV[9]))
 redis.call('PEXPIRE', pair, keep_ms)
-if before then
+if not before then
+    -- Who is gone for longer than any lease lasts is forgotten.
+    local fields = redis.call('HGETALL', pair)
+    for i = 1, #fields, 2 do
+        local ends = tonumber(string.match(fields[i + 1], '^%d+') or 0)
+        if ends < now - 600000 then redis.call('HDEL', pair, fields[i]) end
+    end
+else
     local readable, info = pcall(cjson.decode, before)
     if readable and type(info) == 'table' and type(info.pair) == 'string' and info.pair ~= ARGV[7] then
         redis.call('HDEL', prefix .. 'pair:' .. info.pair, ARGV[8])

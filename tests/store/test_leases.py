@@ -1,4 +1,4 @@
-"""Leases: the policy, and its invariants under any order of events, in a real Redis."""
+"""Leases: the policy, in a real Redis. Its invariants under any order of events: tests/store/test_lease_invariants.py."""
 
 from __future__ import annotations
 
@@ -10,55 +10,13 @@ import pytest
 
 from ari_app.errors import NoCapacity, StoreUnavailable
 from ari_app.fleet.leases import Held, Lease, Leases
-from ari_app.store.controllers import ControllerInfo, Controllers
-from audiosocket.callspec import HEARTBEAT_TTL_MS, KEY_PREFIX, WorkerInfo, mark_key, worker_key
+from audiosocket.callspec import HEARTBEAT_TTL_MS, KEY_PREFIX, mark_key, worker_key
 from audiosocket.runtime.announcing import Announcer, announcement_of
 from audiosocket.runtime.stores import open_redis
 from audiosocket.settings import StoreUrls
+from tests.store.fleet import NOW_MS, Fleet
 
 pytestmark = pytest.mark.store
-
-NOW_MS = 1_795_000_000_000
-
-
-class Fleet:
-    """Workers and controllers that announce themselves, and Redis' clock as all are told it: it stands until a test
-    moves it."""
-
-    def __init__(self, client) -> None:
-        self.client = client
-        self.now_ms = NOW_MS
-        self.announcer = Announcer(client, self.clock)
-        self.controllers = Controllers(client, self.clock)
-
-    def clock(self) -> int:
-        return self.now_ms
-
-    def leases(self, node="pbx-1", pair="main", spill_over=(), client=None) -> Leases:
-        return Leases(client or self.client, 60, node=node, pair=pair, spill_over=spill_over, clock=self.clock)
-
-    async def worker(self, worker_id: str, capacity: int, **values) -> WorkerInfo:
-        info = WorkerInfo(
-            worker_id=worker_id,
-            node=worker_id.partition("/")[0],
-            host="127.0.0.1",
-            port=9092,
-            status_url="http://127.0.0.1:9192",
-            capacity=capacity,
-            active=0,
-            version="1",
-            started_at_ms=0,
-            **({"draining": False} | values),
-        )
-        await self.announcer.announce(announcement_of(info))
-        return info
-
-    async def pbx(self, node: str, capacity: int, **values) -> ControllerInfo:
-        given = {"instance": "a", "role": "active", "accepting": True, "calls": 0, "version": "1", "started_at_ms": 0}
-        info = ControllerInfo(node=node, capacity=capacity, **(given | values))
-        await self.controllers.announce_controller(info)
-        return info
-
 
 @pytest.fixture
 def fleet(redis_client) -> Fleet:
