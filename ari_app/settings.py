@@ -168,6 +168,8 @@ class ControllerSettings(Settings):
     leg_hold_seconds: Annotated[float, Field(ge=0, le=60)] = 5.0
     """How long a call is held whose media leg is lost while both ends live, for another one to take its place; 0: it
     ends with its leg."""
+    spool_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    """Room on disk for call records while PostgreSQL is away."""
 
 
 class Config(NodeSettings):

@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, parse_qs, parse_qsl, unquote, urlsplit, ur
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
+from audiosocket.postgres_url import postgres_hosts
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
 
 CONTROL_SECTIONS = frozenset({"asterisk", "trunks", "phones", "applications", "routes", "controller"})
@@ -126,7 +127,13 @@ class StoreUrls(Settings):
     postgres_password: Secret | None = None
     redis_password: Secret | None = None
 
-    @field_validator("postgres", "redis")
+    @field_validator("postgres")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        postgres_hosts(value)
+        return value
+
+    @field_validator("redis")
     @classmethod
     def _no_password(cls, value: str) -> str:
         parts = split_url(value)

@@ -18,6 +18,7 @@ from ari_app.settings import Config, load
 from ari_app.store.calls import CallStore
 from ari_app.store.postgres import open_pool
 from ari_app.store.present import CommandReader, Present, ReportReader
+from ari_app.store.spool import SPOOL_FOLDER, Spool
 from ari_app.store.writer import RecordWriter
 from audiosocket.runtime import logs
 from audiosocket.runtime.process import StopSignal, notify
@@ -25,6 +26,8 @@ from audiosocket.runtime.stores import open_redis, resolve
 
 FLUSH_SECONDS = 10.0
 """How long the last records may take to reach PostgreSQL when the controller stops."""
+REPLAY_SECONDS = 5.0
+"""How long calls that are to be adopted, and new ones behind them, wait for a PostgreSQL that is written to."""
 WATCHDOG_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
@@ -36,7 +39,7 @@ async def serve(config: Config, stop: StopSignal) -> None:
     ari = config.asterisk.ari
     redis = open_redis(urls)
     pool = await open_pool(urls)
-    writer = RecordWriter(pool)
+    writer = RecordWriter(pool, Spool(config.state_dir / SPOOL_FOLDER, config.controller.spool_mb * 1_000_000))
     writer.start()
     try:
         async with AriClient(
@@ -53,14 +56,17 @@ async def serve(config: Config, stop: StopSignal) -> None:
                 pair=config.pair,
                 spill_over=config.controller.spill_over,
             )
-            controller = Controller(config, client, leases, Present(redis), CallStore(pool), writer)
+            # What an earlier controller could not write comes first: calls are adopted by what the records say.
+            calls = CallStore(pool, lambda: writer.replayed(REPLAY_SECONDS))
+            controller = Controller(config, client, leases, Present(redis), calls, writer)
             stream = EventStream(
                 client,
                 on_event=controller.on_event,
                 on_connected=controller.on_connected,
                 on_lost=controller.on_lost,
             )
-            # A report is acknowledged only when the record that it went into is in PostgreSQL.
+            # A report is acknowledged only when the record that it went into is in PostgreSQL or, while that is away,
+            # safe on this machine's disk.
             reports = ReportReader(redis, config.node, writer.barrier)
             commands = CommandReader(redis, config.node)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
@@ -11,8 +12,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from ari_app.errors import TrunkbridgeError
-from ari_app.store.postgres import unavailable
+from ari_app.errors import StoreUnavailable, TrunkbridgeError
+from ari_app.store.postgres import fetch
 from ari_app.store.records import CallEvent, CallRow
 from audiosocket.callspec import MediaFigures
 
@@ -44,11 +45,17 @@ def _event(record: asyncpg.Record) -> CallEvent:
     return CallEvent(**values)
 
 
+async def _nothing_to_wait_for() -> bool:
+    return True
+
+
 class CallStore:
     """Reads. Every method raises `StoreUnavailable`."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, complete: Callable[[], Awaitable[bool]] = _nothing_to_wait_for) -> None:
+        """`complete`: whether PostgreSQL has what earlier processes had to write (`RecordWriter.replayed`)."""
         self._pool = pool
+        self._complete = complete
 
     async def list_calls(
         self,
@@ -79,16 +86,14 @@ class CallStore:
             f"SELECT {_CALL_COLUMNS} FROM calls WHERE {' AND '.join(where)}"  # noqa: S608 - names of our own
             f" ORDER BY created_at DESC, call_id DESC LIMIT ${len(values)}"
         )
-        with unavailable():
-            return [_call(record) for record in await self._pool.fetch(query, *values)]
+        return [_call(record) for record in await fetch(self._pool, query, *values)]
 
     async def get_call(self, text: str) -> CallRow | None:
         """The call with this id, call sid, or beginning of an id (4 hex digits or more); None when there is none.
 
         Raises `AmbiguousCall` when several begin so.
         """
-        with unavailable():
-            found = await self._find(text.strip().lower())
+        found = await self._find(text.strip().lower())
         if len(found) > 1:
             detail = f"{text!r} stands for more than one call ({found[0]['call_id']}, ...): give more of the id"
             raise AmbiguousCall("ambiguous_call", detail)
@@ -101,23 +106,27 @@ class CallStore:
         if not re.fullmatch(r"[0-9a-f]{1,32}", digits):
             return []
         query = f"SELECT {_CALL_COLUMNS} FROM calls WHERE "  # noqa: S608 - names of our own
-        by_sid: list[asyncpg.Record] = await self._pool.fetch(query + "call_sid = $1", digits)
+        by_sid: list[asyncpg.Record] = await fetch(self._pool, query + "call_sid = $1", digits)
         if by_sid or len(digits) < MIN_PREFIX:
             return by_sid
         first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
-        found: list[asyncpg.Record] = await self._pool.fetch(
-            query + "call_id BETWEEN $1 AND $2 ORDER BY call_id LIMIT 2", first, last
+        found: list[asyncpg.Record] = await fetch(
+            self._pool, query + "call_id BETWEEN $1 AND $2 ORDER BY call_id LIMIT 2", first, last
         )
         return found
 
     async def events(self, call_id: str) -> list[CallEvent]:
         """The story of a call, in order."""
         query = f"SELECT {_EVENT_COLUMNS} FROM call_events WHERE call_id = $1 ORDER BY at, source, seq"  # noqa: S608
-        with unavailable():
-            return [_event(record) for record in await self._pool.fetch(query, UUID(call_id))]
+        return [_event(record) for record in await fetch(self._pool, query, UUID(call_id))]
 
     async def open_calls(self, node: str) -> list[CallRow]:
-        """The calls of a PBX node that have not ended, oldest first."""
+        """The calls of a PBX node that have not ended, oldest first.
+
+        Raises `StoreUnavailable` also while PostgreSQL lacks what an earlier process left to be written: by its word a
+        call would be taken for what it was long ago.
+        """
+        if not await self._complete():
+            raise StoreUnavailable("postgres", "records of an earlier controller are not in PostgreSQL yet")
         query = f"SELECT {_CALL_COLUMNS} FROM calls WHERE node = $1 AND ended_at IS NULL ORDER BY created_at"  # noqa: S608
-        with unavailable():
-            return [_call(record) for record in await self._pool.fetch(query, node)]
+        return [_call(record) for record in await fetch(self._pool, query, node)]

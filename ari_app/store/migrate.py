@@ -1,8 +1,8 @@
 """Numbered SQL files, applied in order, each once and whole.
 
-Invariants: a file's number and checksum are recorded in the transaction that applies it, so a database is always at
-the end of some file; a recorded file never changes; one process migrates at a time (advisory lock), others wait and
-then find nothing to do.
+Invariants: a file's number and checksum are recorded in the savepoint that applies it, so a database is always at the
+end of some file; a recorded file never changes; one process migrates at a time (advisory lock), others wait and then
+find nothing to do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import asyncpg
 import structlog
 
 from ari_app.errors import ConfigError
-from ari_app.store.postgres import connect_options, unavailable
+from ari_app.store.postgres import connect, unavailable
 from audiosocket.settings import StoreUrls
 
 LOCK_KEY = 0x7472756E6B62  # "trunkb"
@@ -74,16 +74,24 @@ async def migrate(urls: StoreUrls, migrations: list[Migration] | None = None) ->
     """
     migrations = load_migrations() if migrations is None else migrations
     with unavailable():
-        connection = await asyncpg.connect(**{**connect_options(urls), "command_timeout": MIGRATION_SECONDS})
+        connection = await connect(urls, command_timeout=MIGRATION_SECONDS)
         try:
-            await connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
-            await connection.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
-            return await _migrate(connection, migrations)
+            # One transaction, so that the lock is held throughout behind a pooler of transactions too.
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+                await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_KEY)
+                names, failure = await _migrate(connection, migrations)
+            if failure is not None:
+                raise failure
+            return names
         finally:
-            await connection.close()  # ends the session, and the lock with it
+            await connection.close()
 
 
-async def _migrate(connection: asyncpg.Connection, migrations: list[Migration]) -> list[str]:
+async def _migrate(
+    connection: asyncpg.Connection, migrations: list[Migration]
+) -> tuple[list[str], asyncpg.PostgresError | None]:
+    """Names of the files applied, and why not all are."""
     await connection.execute(_LEDGER)
     applied = await connection.fetch("SELECT version, name, checksum FROM schema_migrations ORDER BY version")
     for row in applied:
@@ -97,16 +105,19 @@ async def _migrate(connection: asyncpg.Connection, migrations: list[Migration]) 
                 f"migration {ours.name} differs from what was applied to this database as {row['name']}:"
                 " restore the file, and put the change into a new one"
             )
-    names = []
+    names: list[str] = []
     for migration in migrations[len(applied) :]:
-        async with connection.transaction():
-            await connection.execute(migration.sql)
-            await connection.execute(
-                "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
-                migration.version,
-                migration.name,
-                migration.checksum,
-            )
+        try:
+            async with connection.transaction():
+                await connection.execute(migration.sql)
+                await connection.execute(
+                    "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+                    migration.version,
+                    migration.name,
+                    migration.checksum,
+                )
+        except asyncpg.PostgresError as error:
+            return names, error  # what was applied before stays
         log.info("migration_applied", name=migration.name)
         names.append(migration.name)
-    return names
+    return names, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -115,15 +116,23 @@ async def test_the_same_event_twice_is_one(writer, pool):
 
 
 class LosingAnswers:
-    """A connection that breaks after the server has committed and before its answer arrives, every other time."""
+    """A pool whose connections break after the server has committed and before its answer arrives, every other time."""
 
     def __init__(self, pool) -> None:
         self.pool = pool
         self.lost = 0
         self.calls = 0
 
+    @asynccontextmanager
+    async def acquire(self):
+        async with self.pool.acquire() as self.connection:
+            yield self
+
+    def terminate(self):
+        self.connection.terminate()
+
     async def execute(self, *arguments):
-        await self.pool.execute(*arguments)
+        await self.connection.execute(*arguments)
         self.calls += 1
         if self.calls % 2:
             self.lost += 1
@@ -227,15 +236,31 @@ async def test_missing_tables_are_waited_for(empty_stores, pool, writer):
     assert await count(pool, "call_events") == 1
 
 
-async def test_a_full_queue_refuses_the_new_and_keeps_the_old(pool):
+async def test_a_full_queue_gives_up_new_events_first_and_then_new_calls(pool):
     writer = RecordWriter(pool, queue_items=10)
     call_id = str(uuid.uuid4())
     for seq in range(15):
         writer.event(event(call_id, seq))
-    assert (writer.depth, writer.figures.overflowed) == (10, 5)
+    assert (writer.depth, writer.figures.overflowed) == (8, 7)
+    first, second = row(), row()
+    for one in (first, second, row()):
+        writer.call(one)
+    writer.call(replace(first, state="ended", ended_at=T0))  # takes the place of the one before
+    assert (writer.depth, writer.figures.overflowed) == (10, 8)
     writer.start()
     assert await writer.stop(5) == 0
-    assert [told.seq for told in await CallStore(pool).events(call_id)] == list(range(10))
+    assert [told.seq for told in await CallStore(pool).events(call_id)] == list(range(8))
+    assert await count(pool, "calls WHERE state = 'ended'") == 1
+    assert await count(pool, "calls") == 2
+
+
+async def test_an_open_state_that_comes_after_the_end_changes_nothing_but_what_is_lacking(writer, pool):
+    first = row(worker_id="gw/0", trunk="bsnl")
+    ended = replace(first, state="ended", ended_at=T0, worker_id="gw/1", trunk=None)
+    for state in (ended, first):  # as when a copy of a spool is written that is older than what was written since
+        writer.call(state)
+        await writer.barrier()
+    assert await CallStore(pool).get_call(first.call_id) == replace(ended, trunk="bsnl")
 
 
 async def test_stop_writes_what_waits_and_gives_up_at_its_deadline(pool, servers):
