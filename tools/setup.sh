@@ -56,6 +56,7 @@ fi
 
 missing=()
 command -v sipp >/dev/null || missing+=(sip-tester)
+[ "$what" != test ] || command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
 if command -v apt-get >/dev/null; then
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
 fi
