@@ -75,7 +75,9 @@ class System:
         self.install = install
         self.logs = self.config.state_dir / "log"
         self.asterisk = AsteriskInstance(install, self.config, self.config.state_dir / "asterisk")
-        self.stores = self._trunkbridge("stores", "stores_ready", str(config_path))
+        own = self.config.store == "embedded"
+        self.stores = [self._trunkbridge("stores", "stores_ready", str(config_path))] if own else []
+        """The process of the embedded ones."""
         self.controller = self._trunkbridge("controller", "controller_ready")
         self.workers = [
             self._trunkbridge(
@@ -114,7 +116,8 @@ class System:
             async with asyncio.TaskGroup() as tasks:
                 # Asterisk needs nothing of the others, and takes the longest.
                 asterisk = tasks.create_task(self.asterisk.start())
-                await self.stores.start()
+                for process in self.stores:
+                    await process.start()
                 applied = await migrate(resolve(self.config))
                 done(f"PostgreSQL and Redis answer{f', {len(applied)} migrations applied' if applied else ''}")
                 async with asyncio.TaskGroup() as starting:
@@ -137,17 +140,17 @@ class System:
         await self.controller.stop()
         await self.asterisk.stop()
         await asyncio.gather(*(process.stop() for process in (*self.workers, *self.applications.values())))
-        await self.stores.stop()
+        await asyncio.gather(*(process.stop() for process in self.stores))
 
     async def kill(self) -> None:
         """Ends everything at once, calls or not; only the stores are let close their files, which takes no time."""
         processes = (self.controller, *self.workers, *self.applications.values())
         await asyncio.gather(self.asterisk.kill(), *(process.kill() for process in processes))
-        await self.stores.stop()
+        await asyncio.gather(*(process.stop() for process in self.stores))
 
     async def wait_failed(self) -> ProcessFailed:
         """Returns when one of the processes has ended by itself."""
-        processes = [self.stores, self.controller, *self.workers, *self.applications.values()]
+        processes = [*self.stores, self.controller, *self.workers, *self.applications.values()]
         while True:
             for process in processes:
                 if not process.running:

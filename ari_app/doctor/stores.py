@@ -11,7 +11,7 @@ import redis.asyncio
 from ari_app.doctor.finding import Finding, bad, good, warning
 from ari_app.errors import StoreUnavailable
 from ari_app.store.migrate import load_migrations
-from ari_app.store.postgres import connect_options, unavailable
+from ari_app.store.postgres import connect, unavailable
 from ari_app.store.present import redis_unavailable
 from audiosocket.runtime.stores import open_redis, redis_call
 from audiosocket.settings import StoreUrls
@@ -27,7 +27,7 @@ async def postgres(urls: StoreUrls) -> list[Finding]:
     """Reached, new enough, migrated, and its clock."""
     try:
         with unavailable():
-            connection = await asyncpg.connect(**connect_options(urls))
+            connection = await connect(urls)
             try:
                 return await _postgres(connection)
             finally:

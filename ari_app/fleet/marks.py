@@ -18,7 +18,7 @@ import redis.asyncio
 import structlog
 
 from ari_app.errors import StoreUnavailable
-from ari_app.store.postgres import unavailable
+from ari_app.store.postgres import execute, fetch
 from ari_app.store.present import redis_unavailable
 from audiosocket.callspec import KEY_PREFIX
 from audiosocket.runtime.stores import redis_call
@@ -58,25 +58,23 @@ class Marks:
 
     async def read(self) -> dict[str, Mark]:
         """All marks, by node."""
-        with unavailable():
-            rows = await self._pool.fetch("SELECT node, mark, set_by, since FROM node_marks ORDER BY node")
+        rows = await fetch(self._pool, "SELECT node, mark, set_by, since FROM node_marks ORDER BY node")
         self.known = {row["node"]: Mark(**row) for row in rows}
         return self.known
 
     async def put(self, node: str, mark: MarkKind, by: str) -> None:
         """Takes a node out of placement, from now on."""
-        with unavailable():
-            await self._pool.execute(
-                "INSERT INTO node_marks (node, mark, set_by) VALUES ($1, $2, $3)"
-                " ON CONFLICT (node) DO UPDATE SET mark = excluded.mark, set_by = excluded.set_by, since = now()",
-                *(node, mark, by),
-            )
+        await execute(
+            self._pool,
+            "INSERT INTO node_marks (node, mark, set_by) VALUES ($1, $2, $3)"
+            " ON CONFLICT (node) DO UPDATE SET mark = excluded.mark, set_by = excluded.set_by, since = now()",
+            *(node, mark, by),
+        )
         await self._copy([(node, mark)])
 
     async def clear(self, node: str) -> bool:
         """Lets a node take calls again; whether it had a mark."""
-        with unavailable():
-            status = await self._pool.execute("DELETE FROM node_marks WHERE node = $1", node)
+        status = await execute(self._pool, "DELETE FROM node_marks WHERE node = $1", node)
         async with redis_call(redis_unavailable):
             await self._redis.delete(mark_key(node))
         return not status.endswith(" 0")

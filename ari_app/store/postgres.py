@@ -88,11 +88,12 @@ async def _connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
             raise
 
 
-async def execute(pool: asyncpg.Pool, query: str, *values: object) -> None:
-    """Run one statement. Raises `StoreUnavailable`, and `asyncpg.PostgresError` about the data alone."""
+async def execute(pool: asyncpg.Pool, query: str, *values: object) -> str:
+    """Run one statement; its status (`DELETE 1`). Raises `StoreUnavailable`; `asyncpg.PostgresError` about the data."""
     with unavailable():
         async with _connection(pool) as connection:
-            await connection.execute(query, *values)
+            status: str = await connection.execute(query, *values)
+            return status
 
 
 async def fetch(pool: asyncpg.Pool, query: str, *values: object) -> list[asyncpg.Record]:
