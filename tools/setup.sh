@@ -60,6 +60,13 @@ command -v sipp >/dev/null || missing+=(sip-tester)
 if command -v apt-get >/dev/null; then
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
 fi
+if [ "$what" = test ]; then
+    # What hosts as network namespaces are made of: a user's PATH may lead to none of it although it is installed.
+    for need in ip:iproute2 nft:nftables nsenter:util-linux openssl:openssl openvpn:openvpn sysctl:procps \
+        wg:wireguard-tools wireguard-go:wireguard-go; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "${need%%:*}" >/dev/null || missing+=("${need#*:}")
+    done
+fi
 [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
 
 .venv/bin/python -m tools.asterisk provide | while IFS= read -r line; do say "$line"; done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from ari_app.asterisk_conf import AsteriskLayout, render, write
 from ari_app.settings import Config
 from audiosocket.settings import split_host_port
 from tools.asterisk.install import AsteriskInstall
+from tools.namespace import Namespace
 from tools.process import guarded, send_signal
 
 START_SECONDS = 40.0
@@ -39,10 +41,14 @@ class AsteriskInstance:
     It dies with the thread that called `start`: call it from the event loop of the main thread.
     """
 
-    def __init__(self, install: AsteriskInstall, config: Config, folder: Path) -> None:
+    def __init__(
+        self, install: AsteriskInstall, config: Config, folder: Path, namespace: Namespace | None = None
+    ) -> None:
+        """`namespace`: where its network is, when it is not this process's."""
         self.install = install
         self.config = config
         self.folder = folder.absolute()
+        self._namespace = namespace
         self._process: asyncio.subprocess.Process | None = None
         self._short_run: Path | None = None
         self.layout = self._layout(self.folder / "run")
@@ -92,7 +98,8 @@ class AsteriskInstance:
         if self.running:
             raise AsteriskFailed(f"the Asterisk in {self.folder} is running already")
         self._require_prompt()
-        self._require_ports()
+        with self._namespace.entered() if self._namespace else contextlib.nullcontext():
+            self._require_ports()
         self._prepare_folders()
         write(render(self.config, self.layout), self.layout.etc)
         with self.output.open("ab") as output:
@@ -169,7 +176,8 @@ class AsteriskInstance:
         return "\n".join(lines)
 
     def _argv(self, *options: str) -> tuple[str, ...]:
-        return (*self.install.argv, "-C", str(self.layout.etc / "asterisk.conf"), *options)
+        argv = (*self.install.argv, "-C", str(self.layout.etc / "asterisk.conf"), *options)
+        return self._namespace.command(*argv) if self._namespace else argv
 
     def _require_prompt(self) -> None:
         prompt = self.config.asterisk.fallback_prompt
@@ -212,7 +220,8 @@ class AsteriskInstance:
         ari = self.config.asterisk.ari
         headers = basic_authorization(ari.username, ari.password.get_secret_value())
         url = f"http://{ari.listen}/ari/asterisk/info?only=status"
-        async with aiohttp.ClientSession(headers=headers) as session:
+        connector = self._namespace.connector() if self._namespace else None
+        async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
             while not await _answers(session, url):
                 if not self.running:
                     assert self._process is not None

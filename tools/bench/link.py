@@ -10,24 +10,23 @@ Orders come as datagrams at an abstract socket: `loss 0.02`, `stall 3`. While it
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import random
 import select
-import shutil
 import socket
 import struct
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from audiosocket.errors import Unavailable
+from tools.namespace import Namespace, system_program
 from tools.process import Process, ProcessFailed
 
 NEAR, FAR = "198.18.7.1", "198.18.7.2"
@@ -39,7 +38,7 @@ READS_PER_WAKE = 64
 _DEVICES = ("tb-near", "tb-far")
 _ORDERS = "\0trunkbridge-bench-link"
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000  # <linux/if_tun.h>
-_CLONE_NEWNET = 0x40000000  # <linux/sched.h>
+_BEHIND = Namespace(f"/run/netns/{NAMESPACE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +65,7 @@ async def link(delay_seconds: float, log: Path) -> AsyncIterator[Link]:
     """A link with this delay each way, and `NAMESPACE` behind it; what an earlier run left is removed first.
 
     Raises `Unavailable` where this machine cannot have one."""
-    ip = shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if ip is None:
-        raise Unavailable("the link needs the program `ip`: apt install iproute2")
+    ip = system_program("ip")
     if os.geteuid() != 0:
         raise Unavailable("the link needs root, for a network namespace and two TUN devices")
     _remove(ip)
@@ -89,42 +86,15 @@ async def link(delay_seconds: float, log: Path) -> AsyncIterator[Link]:
 
 def inside() -> tuple[str, ...]:
     """What to put before a command (an absolute path first) that is to run behind the link."""
-    ip = shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    assert ip is not None
-    return (ip, "netns", "exec", NAMESPACE)
+    return _BEHIND.command()
 
 
 def listening_inside() -> socket.socket:
     """A TCP socket of this process that listens on loopback behind the link. Raises OSError."""
-    with _in_namespace():
-        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(512)
-    listening.setblocking(False)
+    listening = _BEHIND.tcp_socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(512)
     return listening
-
-
-@contextmanager
-def _in_namespace() -> Iterator[None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def enter(path: str) -> None:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            if libc.setns(descriptor, _CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), f"setns {path}")
-        finally:
-            os.close(descriptor)
-
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    try:
-        enter(f"/run/netns/{NAMESPACE}")
-        try:
-            yield
-        finally:
-            enter(f"/proc/self/fd/{home}")
-    finally:
-        os.close(home)
 
 
 def _remove(ip: str) -> None:

@@ -9,6 +9,7 @@ an `RtpPeer` is named in the SDP and told the other side's address when the answ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
 import shutil
@@ -20,6 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
+from tools.namespace import Namespace
 from tools.process import guarded, send_signal
 from tools.sip.rtp_peer import Codec, RtpPeer, RtpTicker
 
@@ -153,7 +155,18 @@ class Call:
 class Carrier:
     """A trunk's far end: `async with Carrier("127.0.0.1:5060", "127.0.0.2", folder, ticker) as carrier`."""
 
-    def __init__(self, pbx: str, source: str, folder: Path, ticker: RtpTicker, *, codec: Codec = Codec.ULAW) -> None:
+    def __init__(
+        self,
+        pbx: str,
+        source: str,
+        folder: Path,
+        ticker: RtpTicker,
+        *,
+        codec: Codec = Codec.ULAW,
+        namespace: Namespace | None = None,
+    ) -> None:
+        """`namespace`: where `source` is an address, when it is not in this process's."""
+        self._namespace = namespace
         self._pbx = pbx
         self.source = source
         """IP address that calls and audio come from."""
@@ -186,15 +199,16 @@ class Carrier:
             raise SippError("sipp is not installed (Debian: apt install sip-tester)")
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "errors.log").unlink(missing_ok=True)
-        twin_port = _free_tcp_port()
+        with self._inside():
+            twin_port, sip_port = _free_tcp_port(), free_udp_port(self.source)
         # -timer_resol 1: SIPp would otherwise look at what it has to do every 10 ms only.
         command = [sipp, self._pbx, "-sf", str(SCENARIO), "-i", self.source, "-bind_local", "-nostdin"]
         command += ["-3pcc", f"127.0.0.1:{twin_port}", "-ci", "127.0.0.1", "-timer_resol", "1", "-aa"]
-        command += ["-p", str(free_udp_port(self.source)), "-mi", self.source]
+        command += ["-p", str(sip_port), "-mi", self.source]
         command += ["-trace_msg", "-message_file", "messages.log", "-trace_err", "-error_file", "errors.log"]
         with (self._folder / "output.log").open("wb") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *guarded(*command),
+                *guarded(*(self._namespace.command(*command) if self._namespace else command)),
                 cwd=self._folder,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -247,7 +261,8 @@ class Carrier:
             if not CALLER_OR_CALLEE.fullmatch(number):
                 raise ValueError(f"{number!r} is no number or name for a SIP URI")
         call_id = f"{self._run}-{next(self._numbers)}@{self.source}"
-        peer = RtpPeer.open(self._ticker, self.source, self._codec)
+        with self._inside():
+            peer = RtpPeer.open(self._ticker, self.source, self._codec)
         call = Call(self, call_id, caller, callee, peer)
         host, port = peer.address
         try:
@@ -267,14 +282,25 @@ class Carrier:
             raise SippError(f"SIPp at {self.source} is not running: {self._output()}")
         self._writer.write(headers.encode() + b"\r\n" + END_OF_COMMAND)
 
+    def _inside(self) -> contextlib.AbstractContextManager[None]:
+        return self._namespace.entered() if self._namespace else contextlib.nullcontext()
+
     async def _connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         assert self._process is not None
         deadline = time.monotonic() + START_SECONDS
         while self._process.returncode is None and time.monotonic() < deadline:
+            with self._inside():
+                connection = socket.socket()
+            connection.setblocking(False)
             try:
-                return await asyncio.open_connection("127.0.0.1", port, limit=EVENT_MAX_BYTES)
+                await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
+                return await asyncio.open_connection(sock=connection, limit=EVENT_MAX_BYTES)
             except OSError:
+                connection.close()
                 await asyncio.sleep(0.02)
+            except BaseException:
+                connection.close()
+                raise
         raise SippError(f"SIPp at {self.source} did not start: {self._output()}")
 
     async def _read(self, reader: asyncio.StreamReader) -> None:

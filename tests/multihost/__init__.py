@@ -1,0 +1,1 @@
+"""Whole fleets: hosts as network namespaces of one machine, joined by real tunnels, cut and mended by the tests."""

@@ -1,0 +1,297 @@
+"""A fleet: two pairs of a PBX node and a gateway node, their stores, a carrier and an application, each on a host of
+its own. Names and numbers of a pair's parts end in the pair's number."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from ari_app.fleet.leases import Leases
+from ari_app.settings import load
+from ari_app.store.calls import CallStore
+from ari_app.store.migrate import migrate
+from ari_app.store.postgres import open_pool
+from ari_app.store.records import CallEvent, CallRow
+from audiosocket.runtime.stores import open_redis
+from tests.multihost.hosts import Host, Network, machines_network
+from tests.multihost.stores import StoresOnHost
+from tests.multihost.tunnels import CARRIER_ADDRESS, PRIVATE_NETWORK, PrivateLink, TrunkVpn
+from tools.asterisk.install import AsteriskInstall
+from tools.asterisk.instance import AsteriskInstance
+from tools.process import Process
+from tools.sip.rtp_peer import RtpTicker
+from tools.sip.sipp import Call, Carrier
+from tools.system import make_secrets
+
+ECHO = "+918000000002"
+"""The number whose application sends the caller's audio back."""
+PAIRS = (1, 2)
+WORKERS = 2
+"""Media workers of a gateway host."""
+SIP_PORT, ARI_PORT, AMI_PORT, MEDIA_PORT, STATUS_PORT, APP_PORT = 5060, 8088, 5038, 9092, 9192, 8080
+HOLD_SECONDS = 5.0
+"""How long a call is held whose media leg is lost (`leg_hold_seconds`)."""
+
+
+@dataclass
+class Pbx:
+    """A PBX host: its Asterisk and its controller, and the carrier's part of the trunk that leads there."""
+
+    host: Host
+    asterisk: AsteriskInstance
+    controller: Process
+    carrier: Carrier
+
+
+@dataclass
+class Gateway:
+    """A gateway host and its media workers."""
+
+    host: Host
+    workers: list[Process]
+
+    @property
+    def worker_ids(self) -> list[str]:
+        """As records and Redis name them."""
+        return [f"{self.host.name}/{number}" for number in range(len(self.workers))]
+
+
+@dataclass
+class Fleet:
+    """What a test works with."""
+
+    network: Network
+    link: PrivateLink
+    vpn: TrunkVpn
+    stores: StoresOnHost
+    application: Process
+    before_vpn: dict[str, str]
+    """What became of a connection from each PBX host to the application host while it had no VPN yet."""
+    machines_network: list[str]
+    """`hosts.machines_network()` before there was a host."""
+    pbx: dict[int, Pbx] = field(default_factory=dict)
+    gateway: dict[int, Gateway] = field(default_factory=dict)
+    _callers: int = 0
+
+    def call(self, pair: int) -> Call:
+        """A call that the carrier places to the pair's PBX, by a caller who never called before."""
+        self._callers += 1
+        return self.pbx[pair].carrier.call(ECHO, f"+91900{self._callers:07d}")
+
+    async def records(self) -> list[CallRow]:
+        """All records, newest first."""
+        pool = await open_pool(self.stores.urls)
+        try:
+            return await CallStore(pool).list_calls(limit=5000)
+        finally:
+            await pool.close()
+
+    async def record(self, call: Call, seconds: float = 15.0) -> CallRow:
+        """The record of a call, once it is closed."""
+        async with asyncio.timeout(seconds):
+            while True:
+                for row in await self.records():
+                    if row.caller == call.caller and row.ended_at is not None:
+                        return row
+                await asyncio.sleep(0.1)
+
+    async def worker_of(self, call: Call) -> str | None:
+        """The worker that the record of a call names now; None: there is no record, or no worker in it."""
+        return next((row.worker_id for row in await self.records() if row.caller == call.caller), None)
+
+    async def events(self, call_id: str) -> list[CallEvent]:
+        """The story of one call."""
+        pool = await open_pool(self.stores.urls)
+        try:
+            return await CallStore(pool).events(call_id)
+        finally:
+            await pool.close()
+
+    async def registered(self) -> set[str]:
+        """Ids of the workers that Redis knows to be alive."""
+        redis = open_redis(self.stores.urls)
+        try:
+            return {worker for worker in self._worker_ids() if await redis.exists(f"{{trunkbridge}}:worker:{worker}")}
+        finally:
+            await redis.aclose()
+
+    async def all_registered(self) -> None:
+        """Waits until every worker is alive in Redis."""
+        async with asyncio.timeout(20):
+            while await self.registered() != set(self._worker_ids()):
+                await asyncio.sleep(0.1)
+
+    async def nothing_left(self, seconds: float = 15.0) -> None:
+        """Waits until no channel, bridge, lease or session is left, on any host; fails when one stays."""
+        redis = open_redis(self.stores.urls)
+        try:
+            leases = Leases(redis, 30)
+            async with asyncio.timeout(seconds + 10):
+                for _ in range(int(seconds / 0.25)):
+                    held = await leases.active(self._worker_ids())
+                    left: dict[str, Any] = {"leases": {worker: calls for worker, calls in held.items() if calls}}
+                    for number, pbx in self.pbx.items():
+                        left[f"channels {number}"] = await _lines(pbx.asterisk, "core show channels concise")
+                        left[f"bridges {number}"] = (await _lines(pbx.asterisk, "bridge show all"))[1:]
+                    for number, gateway in self.gateway.items():
+                        left[f"sessions {number}"] = await self.sessions(gateway)
+                    if not any(left.values()):
+                        return
+                    await asyncio.sleep(0.25)
+            raise AssertionError(f"left behind: {left}")
+        finally:
+            await redis.aclose()
+
+    async def sessions(self, gateway: Gateway) -> list[Any]:
+        """Calls on the workers of a gateway host that run."""
+        found: list[Any] = []
+        address = self.link.addresses[gateway.host.name]
+        async with aiohttp.ClientSession(connector=gateway.host.namespace.connector()) as http:
+            for number, worker in enumerate(gateway.workers):
+                if worker.running:
+                    async with http.get(f"http://{address}:{STATUS_PORT + number}/calls") as answer:
+                        found += await answer.json()
+        return found
+
+    async def calls_at_application(self) -> list[dict[str, Any]]:
+        """What the application knows of its calls, oldest first."""
+        host = self.network["app"]
+        async with (
+            aiohttp.ClientSession(connector=host.namespace.connector()) as http,
+            http.get(f"http://{host.address}:{APP_PORT}/stats") as answer,
+        ):
+            return list((await answer.json())["calls"])
+
+    def _worker_ids(self) -> list[str]:
+        return [worker for gateway in self.gateway.values() for worker in gateway.worker_ids]
+
+
+@asynccontextmanager
+async def running_fleet(install: AsteriskInstall, folder: Path) -> AsyncIterator[Fleet]:
+    """A fleet that takes calls, below `folder`."""
+    pbx_names, gateway_names = [[f"{kind}{pair}" for pair in PAIRS] for kind in ("pbx", "gw")]
+    untouched = machines_network()
+    async with Network(folder, [*pbx_names, *gateway_names, "store", "carrier", "app"]) as network:
+        pbx_hosts = [network[name] for name in pbx_names]
+        private = [*pbx_hosts, *(network[name] for name in gateway_names), network["store"]]
+        link, vpn = PrivateLink(private), TrunkVpn(network["carrier"], pbx_hosts, private)
+        await link.start()
+        application = await _start_application(network["app"])
+        before = {host.name: await host.tries(network["app"].address, APP_PORT) for host in pbx_hosts}
+        await vpn.start()
+        async with StoresOnHost(folder / "stores", network["store"], link.addresses["store"]) as stores:
+            await migrate(stores.urls)
+            fleet = Fleet(network, link, vpn, stores, application, before, untouched)
+            async with RtpTicker() as ticker:
+                try:
+                    await _start_nodes(fleet, install, ticker)
+                    yield fleet
+                finally:
+                    await _stop_nodes(fleet)
+
+
+async def _start_application(host: Host) -> Process:
+    argv = [sys.executable, "-m", "tools.apps.echo", "--listen", f"{host.address}:{APP_PORT}"]
+    application = host.process("echo", argv, "listening on")
+    await application.start()
+    return application
+
+
+async def _start_nodes(fleet: Fleet, install: AsteriskInstall, ticker: RtpTicker) -> None:
+    for pair in PAIRS:
+        fleet.gateway[pair] = _gateway(fleet, pair)
+        fleet.pbx[pair] = _pbx(fleet, pair, install, ticker)
+    async with asyncio.TaskGroup() as tasks:
+        for pbx in fleet.pbx.values():
+            tasks.create_task(pbx.asterisk.start())
+        for gateway in fleet.gateway.values():
+            for worker in gateway.workers:
+                tasks.create_task(worker.start())
+    async with asyncio.TaskGroup() as tasks:
+        for pbx in fleet.pbx.values():
+            tasks.create_task(pbx.controller.start())
+            tasks.create_task(pbx.carrier.start())
+    await fleet.all_registered()
+
+
+async def _stop_nodes(fleet: Fleet) -> None:
+    for pbx in fleet.pbx.values():
+        await pbx.carrier.stop()
+    await asyncio.gather(*(pbx.controller.stop() for pbx in fleet.pbx.values()))
+    await asyncio.gather(*(pbx.asterisk.stop() for pbx in fleet.pbx.values()))
+    await asyncio.gather(*(worker.stop() for gateway in fleet.gateway.values() for worker in gateway.workers))
+
+
+def _gateway(fleet: Fleet, pair: int) -> Gateway:
+    host = fleet.network[f"gw{pair}"]
+    address = fleet.link.addresses[host.name]
+    settings = _node(fleet, host, pair) | {
+        "gateway": {
+            "listen": f"{address}:{MEDIA_PORT}",
+            "status_listen": f"{address}:{STATUS_PORT}",
+            "workers": WORKERS,
+            "drain_seconds": 20,
+            "allow": [PRIVATE_NETWORK],
+        }
+    }
+    environment = _written(host, settings)
+    argv = [sys.executable, "-m", "ari_app.cli.main", "gateway", "--worker"]
+    return Gateway(
+        host,
+        [host.process(f"gateway@{n}", [*argv, str(n)], "worker_ready", environment) for n in range(WORKERS)],
+    )
+
+
+def _pbx(fleet: Fleet, pair: int, install: AsteriskInstall, ticker: RtpTicker) -> Pbx:
+    host, carrier = fleet.network[f"pbx{pair}"], fleet.network["carrier"]
+    sip = f"{fleet.vpn.addresses[host.name]}:{SIP_PORT}"
+    settings = _node(fleet, host, pair) | {
+        "asterisk": {
+            "ari": {"listen": f"127.0.0.1:{ARI_PORT}", "password": {"file": "secrets/ari"}},
+            "ami": {"listen": f"127.0.0.1:{AMI_PORT}", "password": {"file": "secrets/ami"}},
+            "sip_listen": sip,
+            "rtp": {"first": 10000, "last": 10999},
+        },
+        "trunks": {"carrier": {"identify": [f"{CARRIER_ADDRESS}/32"], "codecs": ["ulaw"], "country": "IN"}},
+        "applications": {"echo": {"url": f"ws://{fleet.network['app'].address}:{APP_PORT}/"}},
+        "routes": [{"did": ECHO, "application": "echo"}],
+        "controller": {"leg_hold_seconds": HOLD_SECONDS},
+    }
+    environment = _written(host, settings)
+    config = load(host.folder / "trunkbridge.yml")
+    argv = [sys.executable, "-m", "ari_app.cli.main", "controller"]
+    return Pbx(
+        host,
+        AsteriskInstance(install, config, host.folder / "asterisk", host.namespace),
+        host.process("controller", argv, "controller_ready", environment),
+        Carrier(sip, CARRIER_ADDRESS, carrier.folder / host.name, ticker, namespace=carrier.namespace),
+    )
+
+
+def _node(fleet: Fleet, host: Host, pair: int) -> dict[str, Any]:
+    store = fleet.link.addresses["store"]
+    return {
+        "node": host.name,
+        "state_dir": "state",
+        "store": {"postgres": f"postgresql://trunkbridge@{store}/trunkbridge", "redis": f"redis://{store}:6379/0"},
+    }
+
+
+def _written(host: Host, settings: dict[str, Any]) -> dict[str, str]:
+    """Writes the host's configuration file, and the secrets that it names; the environment that leads there."""
+    path = host.folder / "trunkbridge.yml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    make_secrets(path)
+    return {"TRUNKBRIDGE_CONFIG": str(path)}
+
+
+async def _lines(asterisk: AsteriskInstance, command: str) -> list[str]:
+    return [line for line in (await asterisk.rx(command)).splitlines() if line.strip()]
