@@ -39,6 +39,8 @@ WORKERS = 2
 SIP_PORT, ARI_PORT, AMI_PORT, MEDIA_PORT, STATUS_PORT, APP_PORT = 5060, 8088, 5038, 9092, 9192, 8080
 HOLD_SECONDS = 5.0
 """How long a call is held whose media leg is lost (`leg_hold_seconds`)."""
+LEASE_SECONDS = 10.0
+"""How long a lease lasts that nobody renews (`lease_seconds`): short, for the tests wait until it is over."""
 
 
 @dataclass
@@ -103,10 +105,6 @@ class Fleet:
                         return row
                 await asyncio.sleep(0.1)
 
-    async def worker_of(self, call: Call) -> str | None:
-        """The worker that the record of a call names now; None: there is no record, or no worker in it."""
-        return next((row.worker_id for row in await self.records() if row.caller == call.caller), None)
-
     async def events(self, call_id: str) -> list[CallEvent]:
         """The story of one call."""
         pool = await open_pool(self.stores.urls)
@@ -123,30 +121,54 @@ class Fleet:
         finally:
             await redis.aclose()
 
-    async def all_registered(self) -> None:
-        """Waits until every worker is alive in Redis."""
+    async def until_registered(self, workers: set[str]) -> None:
+        """Waits until these workers and no others are alive in Redis."""
         async with asyncio.timeout(20):
-            while await self.registered() != set(self._worker_ids()):
+            while await self.registered() != workers:
                 await asyncio.sleep(0.1)
 
-    async def nothing_left(self, seconds: float = 15.0) -> None:
+    async def all_registered(self) -> None:
+        """Waits until every worker is alive in Redis."""
+        await self.until_registered(set(self._worker_ids()))
+
+    async def kill_gateway(self, pair: int) -> None:
+        """A gateway host dies as by loss of power: nobody hears of it."""
+        host = self.gateway[pair].host
+        self.network.unplug(host.name)
+        await asyncio.gather(*(process.kill() for process in host.processes))
+
+    async def revive_gateway(self, pair: int) -> None:
+        """It is there again, with all that runs on it."""
+        host = self.gateway[pair].host
+        self.network.plug_in(host)
+        await self.link.join(host)
+        await asyncio.gather(*(worker.start() for worker in self.gateway[pair].workers))
+        await self.all_registered()
+        async with asyncio.timeout(20):
+            for pbx in self.pbx.values():
+                while await pbx.host.tries(self.link.addresses[host.name], MEDIA_PORT) != "connected":
+                    pass
+
+    async def nothing_left(self, seconds: float = 20.0) -> None:
         """Waits until no channel, bridge, lease or session is left, on any host; fails when one stays."""
+        left: dict[str, Any] = {}
+        for _ in range(int(seconds / 0.25)):
+            for pair in PAIRS:
+                asterisk = self.pbx[pair].asterisk
+                left[f"channels {pair}"] = await _lines(asterisk, "core show channels concise")
+                left[f"bridges {pair}"] = (await _lines(asterisk, "bridge show all"))[1:]
+                left[f"sessions {pair}"] = await self.sessions(self.gateway[pair])
+            left["leases"] = {worker: calls for worker, calls in (await self.leases()).items() if calls}
+            if not any(left.values()):
+                return
+            await asyncio.sleep(0.25)
+        raise AssertionError(f"left behind: {left}")
+
+    async def leases(self) -> dict[str, int]:
+        """How many calls each worker carries, by Redis."""
         redis = open_redis(self.stores.urls)
         try:
-            leases = Leases(redis, 30)
-            async with asyncio.timeout(seconds + 10):
-                for _ in range(int(seconds / 0.25)):
-                    held = await leases.active(self._worker_ids())
-                    left: dict[str, Any] = {"leases": {worker: calls for worker, calls in held.items() if calls}}
-                    for number, pbx in self.pbx.items():
-                        left[f"channels {number}"] = await _lines(pbx.asterisk, "core show channels concise")
-                        left[f"bridges {number}"] = (await _lines(pbx.asterisk, "bridge show all"))[1:]
-                    for number, gateway in self.gateway.items():
-                        left[f"sessions {number}"] = await self.sessions(gateway)
-                    if not any(left.values()):
-                        return
-                    await asyncio.sleep(0.25)
-            raise AssertionError(f"left behind: {left}")
+            return await Leases(redis, LEASE_SECONDS).active(self._worker_ids())
         finally:
             await redis.aclose()
 
@@ -263,7 +285,11 @@ def _pbx(fleet: Fleet, pair: int, install: AsteriskInstall, ticker: RtpTicker) -
         "trunks": {"carrier": {"identify": [f"{CARRIER_ADDRESS}/32"], "codecs": ["ulaw"], "country": "IN"}},
         "applications": {"echo": {"url": f"ws://{fleet.network['app'].address}:{APP_PORT}/"}},
         "routes": [{"did": ECHO, "application": "echo"}],
-        "controller": {"leg_hold_seconds": HOLD_SECONDS},
+        "controller": {
+            "leg_hold_seconds": HOLD_SECONDS,
+            "lease_seconds": LEASE_SECONDS,
+            "spill_over": [f"pair-{other}" for other in PAIRS if other != pair],
+        },
     }
     environment = _written(host, settings)
     config = load(host.folder / "trunkbridge.yml")
@@ -280,6 +306,7 @@ def _node(fleet: Fleet, host: Host, pair: int) -> dict[str, Any]:
     store = fleet.link.addresses["store"]
     return {
         "node": host.name,
+        "pair": f"pair-{pair}",
         "state_dir": "state",
         "store": {"postgres": f"postgresql://trunkbridge@{store}/trunkbridge", "redis": f"redis://{store}:6379/0"},
     }

@@ -155,9 +155,9 @@ class Network:
         """The host's cable is pulled."""
         self.router.run("ip", "link", "set", "dev", name, "down")
 
-    def plug_in(self, name: str) -> None:
+    def plug_in(self, host: Host) -> None:
         """Undoes `unplug`."""
-        self.router.run("ip", "link", "set", "dev", name, "up")
+        self.router.run("ip", "link", "set", "dev", host.name, "up")
 
     def _plug_in(self, host: Host) -> None:
         self.router.run(

@@ -27,32 +27,40 @@ class PrivateLink:
         self.addresses = {host.name: f"10.20.0.{number}" for number, host in enumerate(hosts, 1)}
         """Of each host inside the link, by the host's name."""
         self._hosts = hosts
+        self._keys: dict[str, str] = {}
         self._daemons: dict[str, Process] = {}
 
     async def start(self) -> None:
         """Brings the link up on every host."""
-        keys = {host.name: host.run("wg", "genkey").strip() for host in self._hosts}
-        public = {host.name: host.run("wg", "pubkey", given=keys[host.name]).strip() for host in self._hosts}
         for host in self._hosts:
-            await self._start_daemon(host)
-            settings = f"[Interface]\nPrivateKey = {keys[host.name]}\nListenPort = {WIREGUARD_PORT}\n"
-            for other in self._hosts:
-                if other is not host:
-                    settings += f"[Peer]\nPublicKey = {public[other.name]}\n"
-                    settings += f"AllowedIPs = {self.addresses[other.name]}/32\n"
-                    settings += f"Endpoint = {other.address}:{WIREGUARD_PORT}\n"
-            self._configure(host, settings)
-            host.run("ip", "address", "add", f"{self.addresses[host.name]}/24", "dev", "wg0")
-            host.run("ip", "link", "set", "wg0", "mtu", "1420", "up")
+            self._keys[host.name] = host.run("wg", "genkey").strip()
+        for host in self._hosts:
+            await self.join(host)
+
+    async def join(self, host: Host) -> None:
+        """Brings the link up on one host."""
+        await self._start_daemon(host)
+        settings = f"[Interface]\nPrivateKey = {self._keys[host.name]}\nListenPort = {WIREGUARD_PORT}\n"
+        for other in self._hosts:
+            if other is not host:
+                public = other.run("wg", "pubkey", given=self._keys[other.name]).strip()
+                settings += f"[Peer]\nPublicKey = {public}\nAllowedIPs = {self.addresses[other.name]}/32\n"
+                settings += f"Endpoint = {other.address}:{WIREGUARD_PORT}\n"
+                # A host that is back agrees on new keys at once; the others would hold on to the old ones for 15 s.
+                settings += "PersistentKeepalive = 25\n"
+        self._configure(host, settings)
+        host.run("ip", "address", "add", f"{self.addresses[host.name]}/24", "dev", "wg0")
+        host.run("ip", "link", "set", "wg0", "mtu", "1420", "up")
 
     async def _start_daemon(self, host: Host) -> None:
-        # It is spoken to through a socket at a fixed place, which every host gets to itself.
-        wireguard = system_program("wireguard-go")
-        own_run = f"mount -t tmpfs tmpfs /run && exec {wireguard} -f wg0"
-        argv = [system_program("unshare"), "--mount", "/bin/sh", "-c", own_run]
-        daemon = host.process("wireguard", argv, "UAPI listener started", {"LOG_LEVEL": "verbose"})
+        daemon = self._daemons.get(host.name)
+        if daemon is None:
+            # It is spoken to through a socket at a fixed place, which every host gets to itself.
+            own_run = f"mount -t tmpfs tmpfs /run && exec {system_program('wireguard-go')} -f wg0"
+            argv = [system_program("unshare"), "--mount", "/bin/sh", "-c", own_run]
+            daemon = host.process("wireguard", argv, "UAPI listener started", {"LOG_LEVEL": "verbose"})
+            self._daemons[host.name] = daemon
         await daemon.start()
-        self._daemons[host.name] = daemon
 
     def _configure(self, host: Host, settings: str) -> None:
         mounts = f"--mount=/proc/{self._daemons[host.name].pid}/ns/mnt"
