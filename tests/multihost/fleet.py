@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from ari_app.settings import load
 from ari_app.store.calls import CallStore
 from ari_app.store.migrate import migrate
 from ari_app.store.postgres import open_pool
-from ari_app.store.records import CallEvent, CallRow
+from ari_app.store.records import CallRow
 from audiosocket.runtime.stores import open_redis
 from tests.multihost.hosts import Host, Network, machines_network
 from tests.multihost.stores import StoresOnHost
@@ -36,7 +36,10 @@ ECHO = "+918000000002"
 PAIRS = (1, 2)
 WORKERS = 2
 """Media workers of a gateway host."""
-SIP_PORT, ARI_PORT, AMI_PORT, MEDIA_PORT, STATUS_PORT, APP_PORT = 5060, 8088, 5038, 9092, 9192, 8080
+BY_RTP = (2,)
+"""Pairs whose media legs are RTP; those of the others are AudioSocket."""
+SIP_PORT, ARI_PORT, AMI_PORT, APP_PORT = 5060, 8088, 5038, 8080
+MEDIA_PORT, STATUS_PORT, RTP_PORT = 9092, 9192, 9292
 HOLD_SECONDS = 5.0
 """How long a call is held whose media leg is lost (`leg_hold_seconds`)."""
 LEASE_SECONDS = 10.0
@@ -96,22 +99,18 @@ class Fleet:
         finally:
             await pool.close()
 
-    async def record(self, call: Call, seconds: float = 15.0) -> CallRow:
-        """The record of a call, once it is closed."""
+    async def closed(self, calls: Sequence[Call], seconds: float = 20.0) -> list[CallRow]:
+        """The records of these calls, once all are closed."""
         async with asyncio.timeout(seconds):
             while True:
-                for row in await self.records():
-                    if row.caller == call.caller and row.ended_at is not None:
-                        return row
-                await asyncio.sleep(0.1)
+                rows = {row.caller: row for row in await self.records() if row.ended_at is not None}
+                if all(call.caller in rows for call in calls):
+                    return [rows[call.caller] for call in calls]
+                await asyncio.sleep(0.2)
 
-    async def events(self, call_id: str) -> list[CallEvent]:
-        """The story of one call."""
-        pool = await open_pool(self.stores.urls)
-        try:
-            return await CallStore(pool).events(call_id)
-        finally:
-            await pool.close()
+    async def record(self, call: Call) -> CallRow:
+        """The record of a call, once it is closed."""
+        return (await self.closed([call]))[0]
 
     async def registered(self) -> set[str]:
         """Ids of the workers that Redis knows to be alive."""
@@ -255,8 +254,10 @@ async def _stop_nodes(fleet: Fleet) -> None:
 def _gateway(fleet: Fleet, pair: int) -> Gateway:
     host = fleet.network[f"gw{pair}"]
     address = fleet.link.addresses[host.name]
+    own: dict[str, Any] = {"rtp_listen": f"{address}:{RTP_PORT}"} if pair in BY_RTP else {}
     settings = _node(fleet, host, pair) | {
-        "gateway": {
+        "gateway": own
+        | {
             "listen": f"{address}:{MEDIA_PORT}",
             "status_listen": f"{address}:{STATUS_PORT}",
             "workers": WORKERS,

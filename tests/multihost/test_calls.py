@@ -17,7 +17,7 @@ async def test_each_pair_carries_its_calls_through_its_own_gateway(fleet: Fleet)
     assert await all_hear_themselves(everybody)
     await hang_up(everybody)
     for pair in PAIRS:
-        rows = [await fleet.record(call) for call in calls[pair]]
+        rows = await fleet.closed(calls[pair])
         assert {(row.result, row.reason, row.node) for row in rows} == {("success", "caller_hangup", f"pbx{pair}")}
         assert {row.worker_id for row in rows} == set(fleet.gateway[pair].worker_ids)
         # Asterisk's audio came out of the VPN.

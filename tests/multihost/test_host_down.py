@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from tests.multihost.fleet import Fleet
@@ -21,12 +19,11 @@ async def test_a_gateway_host_that_dies_leaves_new_calls_to_the_other_pair(fleet
         new = await talking(fleet, 1, 2)
         assert await all_hear_themselves(twos + new)
         await hang_up(new)
-        for call in new:
-            row = await fleet.record(call)
+        for row in await fleet.closed(new):
             assert (row.result, row.node) == ("success", "pbx1")
             assert row.worker_id in fleet.gateway[2].worker_ids
         await hang_up(ones + twos)
-        await asyncio.gather(*(fleet.record(call) for call in ones + twos))
+        await fleet.closed(ones + twos)
         await fleet.nothing_left()
     finally:
         await fleet.revive_gateway(1)

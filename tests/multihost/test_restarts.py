@@ -36,7 +36,7 @@ async def test_workers_and_controllers_restarted_in_turn_lose_no_call(fleet: Fle
                 await restart(fleet, fleet.pbx[pair].controller)
         await asyncio.sleep(HOLD_SECONDS)
     assert load.failures == []
-    rows = [await fleet.record(call) for call in load.calls]
+    rows = await fleet.closed(load.calls)
     # Of those alone who hung up while no controller ran it is not known why they went.
     odd = [(row.reason, row.detail, row.worker_id) for row in rows if row.reason != "caller_hangup"]
     assert [row for row in odd if row[0] != "gone_unseen"] == []
