@@ -42,7 +42,7 @@ SIP_PORT, ARI_PORT, AMI_PORT, APP_PORT = 5060, 8088, 5038, 8080
 MEDIA_PORT, STATUS_PORT, RTP_PORT = 9092, 9192, 9292
 HOLD_SECONDS = 5.0
 """How long a call is held whose media leg is lost (`leg_hold_seconds`)."""
-LEASE_SECONDS = 10.0
+LEASE_SECONDS = 6.0
 """How long a lease lasts that nobody renews (`lease_seconds`): short, for the tests wait until it is over."""
 
 

@@ -14,7 +14,7 @@ from tools.process import Process
 pytestmark = [pytest.mark.multihost, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
 
 EVERY_SECONDS = 0.5
-HOLD_SECONDS = 4.0
+HOLD_SECONDS = 3.0
 
 
 async def restart(fleet: Fleet, process: Process) -> None:
