@@ -165,6 +165,8 @@ class ControllerSettings(Settings):
     """A lease that nobody renews ends after this time."""
     spill_over: list[Pair] = Field(default_factory=list)
     """Other pairs, whose workers the private link reaches: they carry a call when the node's own pair cannot."""
+    status_listen: HostPort | None = "127.0.0.1:9191"
+    """HTTP status address; of several controllers on one host it is the active one's. None: there is none."""
     leg_hold_seconds: Annotated[float, Field(ge=0, le=60)] = 5.0
     """How long a call is held whose media leg is lost while both ends live, for another one to take its place; 0: it
     ends with its leg."""

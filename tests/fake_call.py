@@ -23,6 +23,7 @@ from ari_app.call.machine import State
 from ari_app.controller.controller import Controller
 from ari_app.domain.ids import BridgeId, ChannelId, Kind, parse
 from ari_app.fleet.leases import Held, Lease, Renewal
+from ari_app.domain.pbx_breaker import PbxBreaker
 from ari_app.settings import Config
 from ari_app.store.present import Command
 from ari_app.store.records import CallEvent, CallRow
@@ -195,6 +196,7 @@ class Neighbours:
     digits: list[str] = field(default_factory=list)
     """What was sent to callers."""
     tasks: deque[asyncio.Task[None]] = field(default_factory=deque)
+    breaker: PbxBreaker = field(default_factory=PbxBreaker)
 
     def __post_init__(self) -> None:
         anything = cast(Any, self)
@@ -495,7 +497,13 @@ class Neighbours:
         return list(await self._step("list_channels", lambda: list(self.channels.values())))
 
     async def list_bridges(self) -> list[Bridge]:
-        return [Bridge(id=BridgeId(identifier), bridge_type="mixing") for identifier in self.bridges]
+        return [
+            Bridge(id=BridgeId(identifier), bridge_type="mixing", channels=[ChannelId(member) for member in members])
+            for identifier, members in self.bridges.items()
+        ]
+
+    async def ping(self, _seconds: float) -> None:
+        await self._step("ping")
 
     async def info(self) -> AsteriskInfo:
         return AsteriskInfo(

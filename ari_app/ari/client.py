@@ -14,6 +14,7 @@ import asyncio
 import base64
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
@@ -36,6 +37,7 @@ from ari_app.ari.errors import (
 from ari_app.ari.models import AsteriskInfo, AsteriskModule, Bridge, Channel, RtpStatistics, decode_custom
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import BridgeId, ChannelId, LegUuid
+from ari_app.domain.pbx_breaker import PbxBreaker
 from audiosocket.callspec import WEBSOCKET_LEG_VARIABLE, WEBSOCKET_PATH, WEBSOCKET_SUBPROTOCOL
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
@@ -75,6 +77,10 @@ class AriClient:
         self.app = app
         self.requests: Counter[str] = Counter()
         """How requests ended: `ok`, or the error's `reason`. Never decreases."""
+        self.timeouts = 0
+        """Requests without an answer within their limit."""
+        self.breaker = PbxBreaker()
+        """Says whether Asterisk is to be left alone; requests are made all the same."""
         self.repeats = 0
         """Requests that were sent a second time because a pooled connection was stale."""
         self._root = base_url.rstrip("/") + "/ari"
@@ -109,6 +115,10 @@ class AriClient:
     async def modules(self) -> dict[str, str]:
         """The modules that are loaded, by name (`chan_pjsip.so`), and whether they run: `Running`, `Not Running`."""
         return {module.name: module.status for module in await self._fetch("/asterisk/modules", list[AsteriskModule])}
+
+    async def ping(self, seconds: float) -> None:
+        """Asks whether Asterisk's HTTP server answers within so many seconds; no channel is touched for it."""
+        await self._send("GET", "/asterisk/ping", seconds=seconds)
 
     # The application
 
@@ -359,25 +369,36 @@ class AriClient:
         *,
         body: Any = None,
         repeat: bool = True,
+        seconds: float | None = None,
     ) -> bytes:
-        return await self._counted(method, path, lambda: self._attempt(method, path, query, body), repeat=repeat)
+        return await self._counted(
+            method, path, lambda: self._attempt(method, path, query, body), repeat=repeat, seconds=seconds
+        )
 
     async def _counted(
-        self, method: str, path: str, attempt: Callable[[], Awaitable[_ModelT]], *, repeat: bool
+        self,
+        method: str,
+        path: str,
+        attempt: Callable[[], Awaitable[_ModelT]],
+        *,
+        repeat: bool,
+        seconds: float | None = None,
     ) -> _ModelT:
         try:
-            answer = await self._limited(method, path, attempt, repeat)
+            answer = await self._limited(method, path, attempt, repeat, seconds or self._timeout_seconds)
         except AriError as error:
             self.requests[error.reason] += 1
+            self.breaker.record(isinstance(error, AriUnavailable), time.monotonic())
             raise
         self.requests["ok"] += 1
+        self.breaker.record(False, time.monotonic())
         return answer
 
     async def _limited(
-        self, method: str, path: str, attempt: Callable[[], Awaitable[_ModelT]], repeat: bool
+        self, method: str, path: str, attempt: Callable[[], Awaitable[_ModelT]], repeat: bool, seconds: float
     ) -> _ModelT:
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(seconds):
                 try:
                     return await attempt()
                 except aiohttp.ClientConnectorError:
@@ -388,7 +409,8 @@ class AriClient:
                     self.repeats += 1
                     return await attempt()
         except TimeoutError:
-            raise AriUnavailable(method, path, 0, f"no answer within {self._timeout_seconds:g} s") from None
+            self.timeouts += 1
+            raise AriUnavailable(method, path, 0, f"no answer within {seconds:g} s") from None
         except aiohttp.WSServerHandshakeError as error:
             raise from_status(method, path, error.status, "Asterisk opens no event stream") from None
         except (aiohttp.ClientError, OSError) as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ HEARTBEAT_SECONDS = 4.0
 """Asterisk sends no pings of its own. A dead connection is noticed after 1.5 times this."""
 
 BACKOFF_FIRST_SECONDS = 0.1
-BACKOFF_MAX_SECONDS = 5.0
+BACKOFF_MAX_SECONDS = 1.0
+"""Asterisk is on this machine, and its one controller costs it nothing: a call waits for it to be back."""
 
 STABLE_SECONDS = 10.0
 """A connection that lasted as long resets the backoff: one that ends at once, again and again, does not."""
@@ -76,6 +78,8 @@ class EventStream:
         self.counters = StreamCounters()
         self.live = False
         """Connected and reconciled: events arrive as they happen."""
+        self.moved_at = time.monotonic()
+        """When a connection was last made or lost, or tried for: only a live stream may stand still for long."""
         self._client = client
         self._on_event = on_event
         self._on_connected = on_connected
@@ -99,6 +103,7 @@ class EventStream:
 
     async def _connect_once(self) -> str:
         """One connection from beginning to end; returns why it ended."""
+        self.moved_at = time.monotonic()
         try:
             socket = await self._client.connect_events(self._heartbeat_seconds)
         except AriUnauthorized:
@@ -115,6 +120,7 @@ class EventStream:
         finally:
             self._release()
             self.live = False
+            self.moved_at = time.monotonic()
             self.counters.losses += 1
             self._on_lost(reason)
             await _close(socket)
@@ -184,7 +190,7 @@ class EventStream:
 
 def backoff_limit(failures: int) -> float:
     """The longest pause, in seconds, before the next attempt; the pause is anything from 0 to it ("full jitter"), so
-    that many controllers do not come back in step."""
+    that the attempts are not in step with whatever keeps Asterisk from answering."""
     return float(min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 16)))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -26,6 +27,7 @@ from ari_app.controller.messages import Message
 from ari_app.controller.services import Services
 from ari_app.controller.spec import call_spec
 from ari_app.controller.story import Story, now
+from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import (
     BridgeId,
     CallId,
@@ -199,6 +201,20 @@ class CallActions:
         self.legs.replacements.carries(time.monotonic())
         return Message(Trigger.BRIDGED)
 
+    async def mend_bridge(self) -> Message | None:
+        """Puts into the bridge what an earlier controller has made for it and left beside it."""
+        beside_media = self.snoop_channel if self._forks else self.caller_channel
+        try:
+            with suppress(AriConflict):  # it is there
+                await self._services.ari.create_bridge(self.bridge)
+            await self._services.ari.add_to_bridge(self.bridge, beside_media, self.legs.channel)
+        except (AriConflict, AriInvalid):
+            return None  # one of the two is gone: its event says which
+        except AriError as error:
+            return Message(Trigger.MEDIA_GONE, detail=f"not put into the bridge again: {error}")
+        self._story.event("bridge_mended")
+        return None
+
     async def go_on(self, place: Onward) -> Message:
         """Hands the caller to the dialplan, where he is nobody's here any more, unless his call forks."""
         try:
@@ -280,7 +296,14 @@ class CallActions:
         if self.caller_live or self.legs.live or self.snoop_live or self.legs.earlier:
             self._log.error("channels_left", caller=self.caller_live, media=self.legs.live, snoop=self.snoop_live)
             await self.tear_down(cause)  # once more: the first request may be what failed
+            live = [(self.caller_channel, self.caller_live), (self.snoop_channel, self.snoop_live)]
+            live += [(self.legs.channel, self.legs.live), *((channel, True) for channel in self.legs.earlier)]
+            for channel in [channel for channel, lives in live if lives]:
+                is_caller = channel == self.caller_channel
+                self._services.leftovers.hang_up(channel, cause if is_caller else int(Cause.NORMAL_CLEARING))
         await self.remove_bridge()
+        if self.bridged:
+            self._services.leftovers.remove_bridge(self.bridge)
 
     async def remove_bridge(self) -> None:
         """Removes the bridge, if it may be there."""
@@ -304,7 +327,7 @@ class CallActions:
     async def _hang_up_caller(self, cause: int) -> None:
         if self.caller_live:
             try:
-                if not await self._services.ari.hangup(self.caller_channel, cause, missing_ok=True):
+                if not await self._services.hang_up(self.caller_channel, cause):
                     self.caller_live = False
             except AriError as error:
                 self._log.warning("hangup_failed", channel=self.caller_channel, detail=str(error))
@@ -312,7 +335,7 @@ class CallActions:
     async def _hang_up_snoop(self) -> None:
         if self.snoop_live:
             try:
-                if not await self._services.ari.hangup(self.snoop_channel, missing_ok=True):
+                if not await self._services.hang_up(self.snoop_channel):
                     self.snoop_live = False
             except AriError as error:
                 self._log.warning("hangup_failed", channel=self.snoop_channel, detail=str(error))

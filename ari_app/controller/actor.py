@@ -64,6 +64,7 @@ class CallActor:
         self.machine = CallMachine(state, forks=forks)
         self.lost_messages = 0
         self._lost_unseen = False
+        self._apart = False
         self._services = services
         self._story = story
         self._admission = admission
@@ -114,6 +115,19 @@ class CallActor:
         """The call's record as it was written last."""
         return self._story.row
 
+    def status(self) -> dict[str, object]:
+        """What the status port shows: no numbers, for it asks nobody who he is."""
+        row = self._story.row
+        return {
+            "call_id": row.call_id,
+            "state": self.machine.state.value,
+            "trunk": row.trunk,
+            "application": row.application,
+            "worker": self.worker_id or None,
+            "created_at": row.created_at,
+            "answered_at": row.answered_at,
+        }
+
     # From outside
 
     def tell(self, message: Message) -> None:
@@ -154,8 +168,11 @@ class CallActor:
         """Of a call that is to be adopted: the last leg that Asterisk has of it; None: none."""
         self._legs.know_leg(number)
 
-    def adopt(self, max_seconds: int, caller_live: bool, media_live: bool, snoop_live: bool, by_rtp: bool) -> None:
-        """Takes over a call that another controller has set up; what of it lives has just been listed."""
+    def adopt(
+        self, max_seconds: int, caller_live: bool, media_live: bool, snoop_live: bool, by_rtp: bool, bridged: bool
+    ) -> None:
+        """Takes over a call that another controller has set up; what of it lives has just been listed, and whether it
+        is in the call's bridge."""
         row = self._story.row
         self.rtp_leg.used = by_rtp
         self._actions.adopt(self.machine.state, caller_live, media_live, snoop_live)
@@ -171,6 +188,8 @@ class CallActor:
             self.tell(Message(Trigger.MEDIA_GONE, detail=gone))
         elif self._fork is not None and not snoop_live:
             self.tell(Message(Trigger.SNOOP_GONE, detail=gone))
+        elif self.machine.state is not State.PARTED:
+            self._apart = not bridged
         self._log.info("call_adopted", caller_live=caller_live, media_live=media_live)
 
     async def run(self) -> None:
@@ -180,6 +199,8 @@ class CallActor:
             if self.machine.state is State.NEW:
                 await self._begin()
             elif self.machine.state in AWAY and (gone := await actions.watch()) is not None:
+                await self._handle(gone)
+            if self._apart and (gone := await actions.mend_bridge()) is not None:
                 await self._handle(gone)
             while self.machine.state is not State.ENDED:
                 if not actions.awaits(self.machine.state):

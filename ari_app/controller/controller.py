@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 
 import structlog
 
 from ari_app.ari.client import AriClient
+from ari_app.ari.errors import AriError, AriUnavailable
 from ari_app.ari.events import (
     ChannelDestroyed,
     ChannelDtmfReceived,
@@ -43,6 +45,8 @@ from ari_app.store.records import CallRow
 from ari_app.store.writer import RecordWriter
 from audiosocket.callspec import CallNotice, CallReport
 
+PING_SECONDS = 1.0
+"""Between two pings of Asterisk, and the longest that one may take."""
 WATCH_SECONDS = 2.0
 """How often the workers of RTP legs are looked for; one that is missed twice is gone."""
 
@@ -65,12 +69,39 @@ class Controller:
         self._live = LiveCalls(config, ari, leases, present, writer)
         self._reconciliation = Reconciliation(config, ari, calls, self._router, self._live)
         self._asterisk_started_ms = 0
+        self._early: list[CallReport] = []
         self.connected = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set when `accepting` may have changed: whoever announces it waits for this, and clears it."""
 
     @property
     def active(self) -> int:
         """Calls that live."""
         return len(self._live.actors)
+
+    @property
+    def live(self) -> LiveCalls:
+        """The calls that live, and what there is to count."""
+        return self._live
+
+    @property
+    def reconciliations(self) -> int:
+        """How often Asterisk was compared with the calls."""
+        return self._reconciliation.done
+
+    @property
+    def adopted(self) -> asyncio.Event:
+        """Set when the calls of earlier controllers are known."""
+        return self._reconciliation.adopted
+
+    @property
+    def why_not_accepting(self) -> str:
+        """Why no new call is begun here; empty: calls are."""
+        if not self.connected.is_set():
+            return "not connected to Asterisk's events"
+        if self._ari.breaker.open:
+            return "Asterisk does not answer in time"
+        return ""
 
     # The event stream's callbacks
 
@@ -86,24 +117,30 @@ class Controller:
     async def on_connected(self) -> None:
         """The event stream is (again) connected: compare, adopt, end."""
         info = await self._ari.info()
+        while self._ari.breaker.open and not self._ari.breaker.probed(True):
+            await self._ari.info()  # as good as probes: nobody waits for those
         restarted = self._asterisk_started_ms not in (0, info.status.started_at_ms)
         self._asterisk_started_ms = info.status.started_at_ms
         if restarted:
             log.warning("asterisk_restarted")
         await self._reconciliation.reconcile("asterisk_restarted" if restarted else GONE_UNSEEN)
         self.connected.set()
+        self.changed.set()
 
     def on_lost(self, _reason: str) -> None:
         """The event stream is lost; calls go on meanwhile."""
         self.connected.clear()
+        self.changed.set()
 
     # Long-running parts
 
     async def renew_leases(self) -> None:
-        """Keeps the leases of live calls, for ever."""
+        """Keeps the leases of live calls, for ever; those of adopted calls at once, for nobody kept them meanwhile."""
         seconds = self._config.controller.lease_seconds
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds / 3):
+                await self.adopted.wait()
         while True:
-            await asyncio.sleep(seconds / 3)
             held = {
                 str(actor.call_id): actor.lease
                 for actor in self._live.actors.values()
@@ -118,7 +155,42 @@ class Controller:
                     if call_id in self._live.actors:
                         self._live.actors[call_id].learn_lease(token)
                 if renewal.lost:
+                    self._live.counts["leases_lost"] += len(renewal.lost)
                     log.warning("leases_lost", calls=len(renewal.lost))
+            await asyncio.sleep(seconds / 3)
+
+    async def take_early_reports(self) -> None:
+        """Hands on, once the calls are adopted that they are about, the reports that came before."""
+        await self.adopted.wait()
+        early, self._early = self._early, []
+        for report in early:
+            await self.on_report(report)
+
+    async def end_leftovers(self) -> None:
+        """Ends what could not be ended in Asterisk when its call was over, for ever."""
+        await self._live.leftovers.run()
+
+    async def watch_asterisk(self) -> None:
+        """Asks Asterisk again and again whether it answers, for ever: before callers wait for it, and, when it has not,
+        until it does."""
+        breaker, known_open = self._ari.breaker, False
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            is_probe = breaker.open
+            try:
+                await self._ari.ping(PING_SECONDS)
+                answered = True
+            except AriError as error:
+                answered = not isinstance(error, AriUnavailable)
+            if is_probe:
+                breaker.probed(answered)
+            if breaker.open and not known_open:
+                log.error("asterisk_does_not_answer", calls=self.active, now="new calls are refused, live ones go on")
+            elif known_open and not breaker.open:
+                log.warning("asterisk_answers_again", calls=self.active)
+            if breaker.open != known_open:
+                known_open = breaker.open
+                self.changed.set()
 
     async def watch_workers(self) -> None:
         """Ends RTP legs whose worker is gone, for ever: of AudioSocket legs Asterisk sees it, of these nobody does."""
@@ -164,7 +236,8 @@ class Controller:
             return
         ours = parse(channel.id)
         if ours is not None:
-            self._end_channel(channel, "of no call")
+            if self.adopted.is_set():  # otherwise it may be of a call that is not known yet
+                self._end_channel(channel, "of no call")
         elif len(event.args) == 3 and event.args[0] == "inbound":
             self._arrived(channel, event.args[1], event.args[2])
         else:
@@ -207,6 +280,10 @@ class Controller:
             admission = self._router.admit(line, dialled, channel.caller.number, len(self._live.actors), calls_on_line)
         except NotAdmitted as error:
             admission = error
+        if self._ari.breaker.open:
+            admission = NotAdmitted(
+                "asterisk_slow", "Asterisk does not answer in time", Cause.SWITCHING_EQUIPMENT_CONGESTION
+            )
         admitted = isinstance(admission, Admission)
         row = CallRow(
             call_id=new_call_id(os.urandom),
@@ -225,7 +302,10 @@ class Controller:
         log.info(
             "call_arrived", call_id=row.call_id, trunk=line, caller=row.caller, callee=row.callee, admitted=admitted
         )
-        self._live.start(row, channel.id, admission)
+        if isinstance(admission, NotAdmitted) and self._ari.breaker.open:
+            self._live.refuse(row, channel.id, admission)  # with one request, which is made in good time
+        else:
+            self._live.start(row, channel.id, admission)
 
     # Reports and orders
 
@@ -234,6 +314,9 @@ class Controller:
         actor = self._live.actors.get(report.call_id)
         if actor is not None:
             actor.report(report)
+            return
+        if self._live.begun is not None and report.call_id not in self._live.begun:
+            self._early.append(report)  # it may be of a call that is not known yet
             return
         # The call has ended without waiting for it, or under another controller: its record gets what it lacks.
         for event in report_events(report):

@@ -8,9 +8,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Coroutine
 
 from ari_app.ari.client import AriClient
+from ari_app.call.ending import of_refusal
 from ari_app.call.machine import State
 from ari_app.call.routing import Admission, NotAdmitted
 from ari_app.controller.actor import CallActor
+from ari_app.controller.leftovers import Leftovers
 from ari_app.controller.services import Services
 from ari_app.controller.story import Story
 from ari_app.domain.ids import ChannelId
@@ -28,8 +30,9 @@ class LiveCalls:
     """Starts calls, and knows each until it has ended."""
 
     def __init__(self, config: Config, ari: AriClient, leases: Leases, present: Present, writer: RecordWriter) -> None:
+        self.leftovers = Leftovers(ari)
         self._services = Services(
-            config.node, ari, leases, present, config.controller, config.applications, self.register
+            config.node, ari, leases, present, config.controller, config.applications, self.leftovers, self.register
         )
         self._writer = writer
         # Distinguishes this run's events from those of an earlier controller of the same node.
@@ -42,6 +45,11 @@ class LiveCalls:
         """Records of ended calls that lack their worker's report, by call id."""
         self.counts: Counter[str] = Counter()
         """What has come since the start."""
+        self.ended: Counter[tuple[str, ...]] = Counter()
+        """Calls that have ended, by result and reason."""
+        self.begun: set[str] | None = set()
+        """Calls that this run has begun, ended ones included, until the calls of an earlier one are adopted: what
+        PostgreSQL says of them may be older."""
 
     def story(self, row: CallRow) -> Story:
         """Writes to the record of a call."""
@@ -54,6 +62,8 @@ class LiveCalls:
         story = self.story(row)
         actor = CallActor(self._services, story, channel, admission, state)
         self.actors[actor.call_id] = actor
+        if self.begun is not None:
+            self.begun.add(actor.call_id)
         self.register(channel, actor)
         if state is State.NEW:
             story.update()
@@ -61,15 +71,28 @@ class LiveCalls:
         self.spawn(self._carry(actor))
         return actor
 
+    def refuse(self, row: CallRow, channel: ChannelId, refusal: NotAdmitted) -> None:
+        """Refuses a call without an actor of its own: a record, and a channel to be hung up."""
+        ended = of_refusal(refusal)
+        story = self.story(row)
+        story.event("refused", row.state, State.ENDED.value, ended.reason, detail=ended.detail)
+        story.close(State.ENDED.value, ended)
+        self.leftovers.hang_up(channel, int(refusal.cause))
+        self.counts["calls"] += 1
+        self.ended[ended.result.value, ended.reason] += 1
+        if self.begun is not None:
+            self.begun.add(row.call_id)
+
     def register(self, channel: ChannelId, actor: CallActor) -> None:
         """Makes events of a channel reach the actor."""
         self.by_channel[channel] = actor
 
-    def spawn(self, work: Coroutine[None, None, None]) -> None:
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Has this done, beside the calls."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def stop(self) -> None:
         """Ends all tasks; the channels of the calls go on."""
@@ -82,6 +105,8 @@ class LiveCalls:
             await actor.run()
         finally:
             self.actors.pop(actor.call_id, None)
+            if actor.row.ended_at is not None:
+                self.ended[actor.row.result or "", actor.row.reason or ""] += 1
             if actor.row.ended_at is not None and actor.row.leg_uuid is not None and actor.row.media is None:
                 self.unreported[actor.call_id] = actor.row
                 if len(self.unreported) > UNREPORTED_CALLS:

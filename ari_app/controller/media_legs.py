@@ -224,7 +224,7 @@ class MediaLegs:
         await asyncio.wait((told,), timeout=TELL_SECONDS)
         if self.live:
             try:
-                if not await self._services.ari.hangup(self.channel, missing_ok=True):
+                if not await self._services.hang_up(self.channel):
                     self.live = False
             except AriError as error:
                 self._log.warning("hangup_failed", channel=self.channel, detail=str(error))
@@ -233,7 +233,7 @@ class MediaLegs:
     async def _hang_up_earlier(self) -> None:
         for channel in sorted(self.earlier):
             try:
-                if not await self._services.ari.hangup(channel, missing_ok=True):
+                if not await self._services.hang_up(channel):
                     self.earlier.discard(channel)
             except AriError as error:
                 self._log.warning("hangup_failed", channel=channel, detail=str(error))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from ari_app.applications import ApplicationSettings
 from ari_app.ari.client import AriClient
+from ari_app.controller.leftovers import Leftovers
+from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import ChannelId
 from ari_app.fleet.leases import Leases
 from ari_app.settings import ControllerSettings
@@ -27,5 +29,16 @@ class Services:
     present: Present
     settings: ControllerSettings
     applications: Mapping[str, ApplicationSettings]
+    leftovers: Leftovers
     register: Callable[[ChannelId, CallActor], None]
     """Makes events of a channel reach the actor, from before the channel is created."""
+
+    async def hang_up(self, channel: ChannelId, cause: int = Cause.NORMAL_CLEARING) -> bool:
+        """Ends a channel; whether it may still be there. An Asterisk that does not answer is asked in good time.
+
+        Raises `AriError`.
+        """
+        if self.ari.breaker.open:
+            self.leftovers.hang_up(channel, cause)
+            return True
+        return await self.ari.hangup(channel, cause, missing_ok=True)

@@ -75,6 +75,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
     monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
     monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
+    monkeypatch.setattr(reconciliation_module, "ADOPT_PAUSE_SECONDS", 0.2)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
     structlog.reset_defaults()
@@ -582,6 +583,7 @@ async def test_a_report_for_a_call_of_an_earlier_controller_completes_its_record
     row = dataclasses.replace(record(1, State.ENDED), ended_at=datetime.now(UTC), reason="gone_unseen")
     pbx.records.rows.append(row)
     pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid="leg")
+    await pbx.controller.on_connected()
     for _ in range(2):
         pbx.report("leg")
         await pbx.over()
@@ -603,6 +605,7 @@ async def test_figures_are_stored_when_they_come(pbx: Neighbours) -> None:
 
 async def test_a_late_report_while_the_records_cannot_be_read(pbx: Neighbours) -> None:
     """PostgreSQL away is no reason to stop reading reports: those of live calls come on the same stream."""
+    await pbx.controller.on_connected()
     pbx.records.error = StoreUnavailable("postgres", "scripted")
     await pbx.controller.on_report(pbx.report_of(call_spec(), EndReason.APP_LOST))
     assert [event.event for event in pbx.records.events] == ["media_ended"]
@@ -669,14 +672,15 @@ def record(number: int, state: State, **changes: Any) -> CallRow:
     return CallRow(**(values | changes))
 
 
-def lives(pbx: Neighbours, row: CallRow, *, caller: bool = True, media: bool = True) -> None:
+def lives(pbx: Neighbours, row: CallRow, *, caller: bool = True, media: bool = True, together: bool = True) -> None:
     """Puts into Asterisk what lives of a recorded call."""
     assert row.caller_channel_id is not None
     if caller:
         pbx.channels[row.caller_channel_id] = channel(row.caller_channel_id)
     if media:
         pbx.channels[media_of(row.call_id)] = channel(media_of(row.call_id))
-        pbx.bridges[bridge_id("pbx-1", CallId(row.call_id))] = set()
+        members = {media_of(row.call_id)} | ({row.caller_channel_id} if caller else set())
+        pbx.bridges[bridge_id("pbx-1", CallId(row.call_id))] = members if together else set()
     pbx.subscribed.add(row.caller_channel_id)
     if row.state != State.PARTED.value:
         pbx.held[row.call_id] = "gw/0"
@@ -880,11 +884,10 @@ async def test_calls_that_could_not_be_adopted_are_not_ended_for_that(pbx: Neigh
     await pbx.controller.on_connected()
     await asyncio.sleep(0.1)
     assert len(pbx.channels) == 2
-    # The next connection tries again.
+    # The next connection tries again at once.
     pbx.records.error = None
     await pbx.controller.on_connected()
-    await asyncio.sleep(0.1)
-    assert pbx.controller.active == 1
+    await until(lambda: pbx.controller.active == 1, "the adoption")
     assert len(pbx.channels) == 2
     pbx.reports = False
     await pbx.order_hangup()
@@ -893,6 +896,7 @@ async def test_calls_that_could_not_be_adopted_are_not_ended_for_that(pbx: Neigh
 
 
 async def test_media_of_no_call_and_strangers_are_sent_away(pbx: Neighbours) -> None:
+    await pbx.controller.on_connected()
     stray = media_of("6f1c1f52-3b1e-4a55-9d2e-000000000009")
     for identifier, args in ((stray, ["uuid"]), ("1795226880.70", []), ("1795226880.71", ["outbound", "x", "y"])):
         pbx.channels[identifier] = channel(identifier)

@@ -88,7 +88,7 @@ def local_config(base: Path, folder: Path, *, calls: int = 20, changes: dict[str
     data = read_yaml(base)
     applications = list(data.get("applications") or {})
     workers = 4
-    fixed = 3 + 2 * workers + len(applications)
+    fixed = 3 + 2 * workers + len(applications) + 1
     rtp = 4 * calls
     ports = free_ports(fixed + 1 + rtp)
     ari, ami, sip, first_worker = ports[0], ports[1], ports[2], ports[3]
@@ -106,6 +106,7 @@ def local_config(base: Path, folder: Path, *, calls: int = 20, changes: dict[str
             name: {"url": f"ws://127.0.0.1:{ports[3 + 2 * workers + number]}/"}
             for number, name in enumerate(applications)
         },
+        "controller": {"status_listen": f"127.0.0.1:{ports[fixed - 1]}"},
         "gateway": {
             "listen": f"127.0.0.1:{first_worker}",
             "status_listen": f"127.0.0.1:{first_worker + workers}",

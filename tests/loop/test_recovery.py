@@ -1,0 +1,263 @@
+"""What a controller finds when it starts, and an Asterisk or a PostgreSQL that does not answer: calls are served and
+kept meanwhile, and nothing is ended that may be a call."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import pytest_asyncio
+import structlog
+
+from ari_app.ari.errors import AriRejected, AriUnavailable
+from ari_app.call.machine import State
+from ari_app.controller import controller as controller_module
+from ari_app.controller import leftovers as leftovers_module
+from ari_app.controller import limits as limits_module
+from ari_app.controller import reconciliation as reconciliation_module
+from ari_app.domain.ids import CallId, bridge_id
+from ari_app.errors import StoreUnavailable
+from ari_app.store.records import CallRow
+from audiosocket.callspec import EndReason
+from tests.fake_call import CALLER, Fault, Neighbours, channel
+from tests.loop.test_actor import ari, lives, media_of, nothing_left, raises, record, up
+from tests.media import call_spec
+from tests.worker_rig import until
+
+pytestmark = pytest.mark.loop
+
+STRAY = media_of("6f1c1f52-3b1e-4a55-9d2e-000000000009")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
+    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
+    monkeypatch.setattr(reconciliation_module, "ADOPT_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(controller_module, "PING_SECONDS", 0.02)
+    monkeypatch.setattr(leftovers_module, "BACKOFF_FIRST_SECONDS", 0.01)
+    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
+    yield
+    structlog.reset_defaults()
+
+
+@pytest_asyncio.fixture
+async def pbx() -> AsyncIterator[Neighbours]:
+    neighbours = Neighbours()
+    yield neighbours
+    await neighbours.controller.stop()
+    while neighbours.tasks:
+        await neighbours.tasks.popleft()
+
+
+@asynccontextmanager
+async def beside(*parts: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Long-running parts of the controller."""
+    tasks = [asyncio.ensure_future(part()) for part in parts]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# PostgreSQL away
+
+
+async def test_calls_are_adopted_as_soon_as_postgresql_answers(pbx: Neighbours) -> None:
+    row = record(1, State.TALKING)
+    lives(pbx, row)
+    pbx.records.error = StoreUnavailable("postgres", "scripted")
+    pbx.channels[STRAY] = channel(STRAY)
+    async with beside(pbx.controller.take_early_reports):
+        await pbx.controller.on_connected()
+        # New calls are served meanwhile, and whatever else there is may be a call.
+        pbx.arrive()
+        await pbx.arrived()
+        await pbx.talking()
+        assert pbx.controller.active == 1
+        await asyncio.sleep(0.2)
+        assert len(pbx.channels) == 5
+        # A report of a call that is not known yet waits until it is.
+        pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid="leg")
+        await pbx.controller.on_report(pbx.report_of(pbx.specs["leg"], EndReason.LEG_CLOSED))
+        assert not any(event.call_id == row.call_id for event in pbx.records.events)
+        # One of this run's ends before PostgreSQL is back, whose record there is older than what is known here.
+        pbx.destroy(CALLER, requested=True)
+        await until(lambda: pbx.records.closed, "the new call's end")
+        older = dataclasses.replace(pbx.records.closed[0], state=State.TALKING.value, ended_at=None)
+        pbx.records.open.append(older)
+        pbx.records.error = None
+        await until(lambda: row.call_id in pbx.controller._live.actors, "the adoption, without another connection")
+        await until(lambda: STRAY not in pbx.channels, "the orphan's end")
+        assert pbx.controller.active == 1
+        assert len(pbx.channels) == 2
+        await pbx.order_hangup()
+        await pbx.over()
+    assert len(pbx.records.closed) == 2
+    assert pbx.records.closed[-1].media is not None
+    assert "media_ended" in [event.event for event in pbx.records.events if event.call_id == row.call_id]
+
+
+async def test_a_hanging_postgresql_holds_up_no_new_call(pbx: Neighbours, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciliation_module, "ADOPT_FIRST_SECONDS", 0.05)
+    row = record(1, State.TALKING)
+    lives(pbx, row)
+    answers = asyncio.Event()
+    read = pbx.records.open_calls
+
+    async def slow(node: str) -> list[CallRow]:
+        await answers.wait()
+        return await read(node)
+
+    monkeypatch.setattr(pbx.records, "open_calls", slow)
+    await pbx.controller.on_connected()
+    assert pbx.controller.connected.is_set()
+    assert not pbx.controller.adopted.is_set()
+    # The caller of a call that is not known yet hangs up: nobody is there to be told.
+    assert row.caller_channel_id is not None
+    pbx.destroy(row.caller_channel_id)
+    await asyncio.sleep(0)
+    pbx.reports = False
+    answers.set()
+    await until(lambda: pbx.records.closed, "the end of the call that was gone")
+    assert pbx.records.closed[0].reason == "gone_unseen"
+    await pbx.over()
+    nothing_left(pbx)
+
+
+async def test_a_caller_who_goes_while_his_call_is_being_adopted(
+    pbx: Neighbours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciliation_module, "ADOPT_FIRST_SECONDS", 0.05)
+    row = record(1, State.TALKING)
+    lives(pbx, row)
+    pbx.records.error = StoreUnavailable("postgres", "scripted")
+    await pbx.controller.on_connected()
+
+    async def goes(pbx: Neighbours) -> None:
+        # What Asterisk has listed is on its way when he goes; his event comes before anybody knows his call.
+        assert row.caller_channel_id is not None
+        pbx.destroy(row.caller_channel_id)
+        await asyncio.sleep(0.01)
+
+    pbx.reports = False
+    pbx.faults["list_channels"] = Fault(after=goes)
+    pbx.records.error = None
+    await until(lambda: pbx.records.closed, "the end")
+    assert pbx.records.closed[0].reason == "gone_unseen"
+    await pbx.over()
+    nothing_left(pbx)
+
+
+# Calls that were left in the middle of something
+
+
+async def test_a_call_that_was_left_beside_its_bridge_is_put_into_it(pbx: Neighbours) -> None:
+    """A controller may die between making another media leg and putting it where the caller waits."""
+    row = record(1, State.TALKING)
+    lives(pbx, row, together=False)
+    await pbx.controller.on_connected()
+    bridge = bridge_id("pbx-1", CallId(row.call_id))
+    await until(lambda: pbx.bridges[bridge] == {row.caller_channel_id, media_of(row.call_id)}, "both in the bridge")
+    assert "bridge_mended" in [event.event for event in pbx.records.events]
+    pbx.reports = False
+    await pbx.order_hangup()
+    await pbx.over()
+    assert nothing_left(pbx).reason == "operator_hangup"
+
+
+async def test_a_bridge_that_cannot_be_mended_ends_the_call(pbx: Neighbours) -> None:
+    row = record(1, State.TALKING)
+    lives(pbx, row, together=False)
+    pbx.faults["add_to_bridge"] = Fault(before=raises(ari(AriRejected, 500)))
+    pbx.reports = False
+    await pbx.controller.on_connected()
+    await pbx.over()
+    assert nothing_left(pbx).reason == "media_lost"
+
+
+# An Asterisk that does not answer
+
+
+def trip(pbx: Neighbours) -> None:
+    """Opens the breaker."""
+    while not pbx.breaker.open:
+        pbx.breaker.record(True, time.monotonic())
+
+
+async def test_an_asterisk_that_does_not_answer_gets_no_new_call_and_keeps_those_it_has(pbx: Neighbours) -> None:
+    await pbx.controller.on_connected()
+    first = await up(pbx)
+    trip(pbx)
+    assert pbx.controller.why_not_accepting == "Asterisk does not answer in time"
+    before = list(pbx.steps)
+    async with beside(pbx.controller.end_leftovers):
+        pbx.arrive("1795226880.99")
+        await until(lambda: pbx.records.closed, "the refusal")
+        await until(lambda: "1795226880.99" not in pbx.channels, "its channel's end")
+    refused = pbx.records.closed[0]
+    assert (refused.result, refused.reason, refused.hangup_cause) == ("server_error", "asterisk_slow", 42)
+    assert pbx.causes["1795226880.99"] == 42
+    assert pbx.steps[len(before) :] == ["hangup_caller"], "no lease, no answer: one request"
+    assert pbx.controller._live.actors[first].machine.state is State.TALKING
+    # Two answers in a row to its probes, and calls come in again.
+    pbx.faults["ping"] = Fault(before=raises(ari(AriUnavailable, 0)), times=3)
+    async with beside(pbx.controller.watch_asterisk):
+        await until(lambda: not pbx.breaker.open, "closed")
+    assert pbx.steps.count("ping") == 5
+    assert pbx.controller.why_not_accepting == ""
+    pbx.arrive("1795226880.98")
+    await until(lambda: pbx.controller.active == 2, "another call")
+    await pbx.talking()
+    await pbx.order_hangup()
+    await pbx.over()
+    assert not pbx.channels
+    assert not pbx.held
+
+
+async def test_a_call_that_ends_meanwhile_is_torn_down_in_good_time(pbx: Neighbours) -> None:
+    await pbx.controller.on_connected()
+    await up(pbx)
+    trip(pbx)
+    before = len(pbx.steps)
+    await pbx.order_hangup()
+    await until(lambda: pbx.records.closed, "its record")
+    assert [step for step in pbx.steps[before:] if step.startswith("hangup")] == [], "left to whoever takes his time"
+    pbx.faults["hangup_caller"] = Fault(before=raises(ari(AriUnavailable, 0)), times=4)
+    async with beside(pbx.controller.end_leftovers):
+        await until(lambda: not len(pbx.controller.live.leftovers), "the end of all")
+    await pbx.over()
+    assert nothing_left(pbx).reason == "operator_hangup"
+
+
+async def test_what_could_not_be_ended_is_until_it_is_gone(pbx: Neighbours) -> None:
+    await pbx.controller.on_connected()
+    await up(pbx)
+    for step in ("hangup_caller", "hangup_media", "destroy_bridge"):
+        pbx.faults[step] = Fault(before=raises(ari(AriUnavailable, 0)), times=4)
+    await pbx.order_hangup()
+    await pbx.over()
+    assert len(pbx.channels) == 2
+    assert len(pbx.bridges) == 1
+    assert len(pbx.controller.live.leftovers) == 3
+    async with beside(pbx.controller.end_leftovers):
+        await until(lambda: not len(pbx.controller.live.leftovers), "the end of all")
+    assert not pbx.channels
+    assert not pbx.bridges
+
+
+async def test_a_connection_that_is_made_anew_closes_the_breaker(pbx: Neighbours) -> None:
+    await pbx.controller.on_connected()
+    trip(pbx)
+    pbx.controller.on_lost("scripted")
+    assert pbx.controller.why_not_accepting == "not connected to Asterisk's events"
+    await pbx.controller.on_connected()
+    assert not pbx.breaker.open
+    assert pbx.controller.why_not_accepting == ""
