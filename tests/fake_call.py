@@ -22,8 +22,8 @@ from ari_app.ari.models import AsteriskInfo, Bridge, BuildStatus, BuildSystem, C
 from ari_app.call.machine import State
 from ari_app.controller.controller import Controller
 from ari_app.domain.ids import BridgeId, ChannelId, Kind, parse
-from ari_app.fleet.leases import Held, Lease, Renewal
 from ari_app.domain.pbx_breaker import PbxBreaker
+from ari_app.fleet.leases import Held, Lease, Renewal
 from ari_app.settings import Config
 from ari_app.store.present import Command
 from ari_app.store.records import CallEvent, CallRow

@@ -140,11 +140,12 @@ async def live_system(
     changes: dict[str, Any] | None = None,
     applications: dict[str, dict[str, Any]] | None = None,
     port: int = 0,
+    standbys: int = 0,
 ) -> AsyncIterator[Live]:
     """A running system of its own below `folder`, with RTP ports for so many calls.
 
     `changes` go into its settings, and what they say of the application's address holds for `port`; `applications` are
-    further ones, at the scripted one's address unless they give theirs.
+    further ones, at the scripted one's address unless they give theirs. `standbys`: controllers beside the first.
     """
     app_port = port or free_ports(1)[0]
     slow = await asyncio.start_server(_never_answer, "127.0.0.1", 0)
@@ -169,7 +170,7 @@ async def live_system(
     }
     path = local_config(EXAMPLE, folder, calls=calls, changes=merge(own, changes or {}))
     try:
-        async with serving(app_port) as app, System(path, install) as system, RtpTicker() as ticker:
+        async with serving(app_port) as app, System(path, install, standbys=standbys) as system, RtpTicker() as ticker:
             sip, ari = system.config.asterisk.sip_listen, system.config.asterisk.ari
             client = AriClient(f"http://{ari.listen}", ari.username, ari.password.get_secret_value(), "tests")
             async with (

@@ -67,8 +67,10 @@ class System:
         install: AsteriskInstall,
         progress: Callable[[str], None] = lambda line: None,
         worker_prefix: tuple[str, ...] = (),
+        standbys: int = 0,
     ) -> None:
-        """`worker_prefix`: a command that becomes the workers' own, such as `ip netns exec NAME`."""
+        """`worker_prefix`: a command that becomes the workers' own, such as `ip netns exec NAME`; `standbys`: further
+        controllers, which stand by."""
         make_secrets(config_path)
         self.config_path = config_path
         self.config: Config = load(config_path)
@@ -79,6 +81,10 @@ class System:
         self.stores = [self._trunkbridge("stores", "stores_ready", str(config_path))] if own else []
         """The process of the embedded ones."""
         self.controller = self._trunkbridge("controller", "controller_ready")
+        self.standbys = [
+            self._trunkbridge("controller", "controller_standing_by", name=f"standby@{number}")
+            for number in range(standbys)
+        ]
         self.workers = [
             self._trunkbridge(
                 "gateway", "worker_ready", "--worker", str(index), name=f"gateway@{index}", prefix=worker_prefix
@@ -133,18 +139,21 @@ class System:
                 error = error.exceptions[0]
             raise error from None
         await self.controller.start()
+        await asyncio.gather(*(process.start() for process in self.standbys))
         done("the controller is connected: calls are answered")
 
     async def stop(self) -> None:
         """Stops everything, in reverse; what does not run is passed over."""
-        await self.controller.stop()
+        # Who stands by goes first, and takes over nothing.
+        for process in (*self.standbys, self.controller):
+            await process.stop()
         await self.asterisk.stop()
         await asyncio.gather(*(process.stop() for process in (*self.workers, *self.applications.values())))
         await asyncio.gather(*(process.stop() for process in self.stores))
 
     async def kill(self) -> None:
         """Ends everything at once, calls or not; only the stores are let close their files, which takes no time."""
-        processes = (self.controller, *self.workers, *self.applications.values())
+        processes = (*self.standbys, self.controller, *self.workers, *self.applications.values())
         await asyncio.gather(self.asterisk.kill(), *(process.kill() for process in processes))
         await asyncio.gather(*(process.stop() for process in self.stores))
 

@@ -71,8 +71,6 @@ class Controller:
         self._asterisk_started_ms = 0
         self._early: list[CallReport] = []
         self.connected = asyncio.Event()
-        self.changed = asyncio.Event()
-        """Set when `accepting` may have changed: whoever announces it waits for this, and clears it."""
 
     @property
     def active(self) -> int:
@@ -125,12 +123,10 @@ class Controller:
             log.warning("asterisk_restarted")
         await self._reconciliation.reconcile("asterisk_restarted" if restarted else GONE_UNSEEN)
         self.connected.set()
-        self.changed.set()
 
     def on_lost(self, _reason: str) -> None:
         """The event stream is lost; calls go on meanwhile."""
         self.connected.clear()
-        self.changed.set()
 
     # Long-running parts
 
@@ -188,9 +184,7 @@ class Controller:
                 log.error("asterisk_does_not_answer", calls=self.active, now="new calls are refused, live ones go on")
             elif known_open and not breaker.open:
                 log.warning("asterisk_answers_again", calls=self.active)
-            if breaker.open != known_open:
-                known_open = breaker.open
-                self.changed.set()
+            known_open = breaker.open
 
     async def watch_workers(self) -> None:
         """Ends RTP legs whose worker is gone, for ever: of AudioSocket legs Asterisk sees it, of these nobody does."""

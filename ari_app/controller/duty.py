@@ -40,6 +40,8 @@ class Duty:
     parts: Parts | None = None
     """None: it stands by."""
     stopping: bool = False
+    status_at: str = ""
+    """Where its status port is (`IP:PORT`); empty: it has none."""
     lateness_max_seconds: float = 0.0
     """Latest wake-up of the event loop since it was last asked for."""
 

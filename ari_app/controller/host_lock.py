@@ -100,8 +100,11 @@ class HostLock:
             self._check()
 
     def release(self) -> None:
-        """Gives the lock to whoever stands by, or just closes the file. Nothing may be done as a holder any more."""
-        os.close(self._file)
+        """Gives the lock to whoever stands by, or just closes the file: nothing may be done as a holder any more.
+        Harmless when repeated."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _try(self) -> bool:
         try:

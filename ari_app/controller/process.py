@@ -13,11 +13,13 @@ from pathlib import Path
 import click
 import structlog
 import uvloop
+from redis.asyncio import Redis
 
 from ari_app.ari.client import AriClient
 from ari_app.ari.errors import AppReplaced
 from ari_app.ari.stream import EventStream
 from ari_app.cli.options import config_option
+from ari_app.controller.announcing import announce
 from ari_app.controller.controller import Controller
 from ari_app.controller.duty import Duty, Parts
 from ari_app.controller.host_lock import HostLock
@@ -25,6 +27,7 @@ from ari_app.controller.status import serve_status
 from ari_app.fleet.leases import Leases
 from ari_app.settings import Config, ControllerSettings, load
 from ari_app.store.calls import CallStore
+from ari_app.store.controllers import Controllers
 from ari_app.store.postgres import open_pool
 from ari_app.store.present import CommandReader, Present, ReportReader
 from ari_app.store.spool import SPOOL_FOLDER, Spool
@@ -33,6 +36,7 @@ from audiosocket.runtime import logs
 from audiosocket.runtime.config import validate
 from audiosocket.runtime.process import StopSignal, notify
 from audiosocket.runtime.stores import open_redis, resolve
+from audiosocket.settings import StoreUrls
 
 FLUSH_SECONDS = 10.0
 """How long the last records may take to reach PostgreSQL when the controller stops."""
@@ -55,19 +59,25 @@ async def serve(config: Config, stop: StopSignal, status_listen: str | None = No
     lock = HostLock(config.state_dir, config.node)
     duty = Duty(config.node, config.controller.max_calls)
     listen = status_listen or config.controller.status_listen
+    urls = resolve(config)
+    redis = open_redis(urls)
     try:
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(duty.watch_loop(), name="lateness")]
+            beside.append(tasks.create_task(announce(duty, config, Controllers(redis)), name="announcement"))
             beside.append(tasks.create_task(_supervised(duty, lock), name="watchdog"))
             if listen is not None:
                 beside.append(tasks.create_task(serve_status(duty, listen), name="status"))
             if await _before(stop, lock.take()):
-                beside.append(tasks.create_task(lock.keep(), name="lock"))
-                await _serve_calls(config, stop, duty)
+                keeping = tasks.create_task(lock.keep(), name="lock")
+                await _serve_calls(config, urls, redis, stop, duty)
+                keeping.cancel()
+                lock.release()  # before anything else: who stands by takes over now
             for task in beside:
                 task.cancel()
     finally:
         lock.release()
+        await redis.aclose()
         log.info("controller_ended")
 
 
@@ -85,11 +95,9 @@ async def _before(stop: StopSignal, work: Coroutine[None, None, None]) -> bool:
         await asyncio.gather(working, stopping, return_exceptions=True)
 
 
-async def _serve_calls(config: Config, stop: StopSignal, duty: Duty) -> None:
+async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: StopSignal, duty: Duty) -> None:
     """The active controller, until `stop`. When this returns, all that it knew is in the records."""
-    urls = resolve(config)
     ari = config.asterisk.ari
-    redis = open_redis(urls)
     pool = await open_pool(urls)
     writer = RecordWriter(pool, Spool(config.state_dir / SPOOL_FOLDER, config.controller.spool_mb * 1_000_000))
     writer.start()
@@ -155,7 +163,6 @@ async def _serve_calls(config: Config, stop: StopSignal, duty: Duty) -> None:
                 await controller.stop()
     finally:
         await writer.stop(FLUSH_SECONDS)
-        await redis.aclose()
         await pool.close()
 
 

@@ -131,6 +131,7 @@ async def serve_status(duty: Duty, listen: str) -> None:
                     log.warning("no_status_port", listen=listen, why=error.strerror, now="tried again until it is free")
                 told = True
                 await asyncio.sleep(RETRY_SECONDS)
+        duty.status_at = listen
         log.info("status_port", listen=listen)
         await asyncio.Event().wait()
     finally:
