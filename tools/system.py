@@ -81,10 +81,9 @@ class System:
         self.stores = [self._trunkbridge("stores", "stores_ready", str(config_path))] if own else []
         """The process of the embedded ones."""
         self.controller = self._trunkbridge("controller", "controller_ready")
-        self.standbys = [
-            self._trunkbridge("controller", "controller_standing_by", name=f"standby@{number}")
-            for number in range(standbys)
-        ]
+        self.standbys: list[Process] = []
+        for number in range(standbys):
+            self.standby(f"standby@{number}")
         self.workers = [
             self._trunkbridge(
                 "gateway", "worker_ready", "--worker", str(index), name=f"gateway@{index}", prefix=worker_prefix
@@ -145,8 +144,8 @@ class System:
     async def stop(self) -> None:
         """Stops everything, in reverse; what does not run is passed over."""
         # Who stands by goes first, and takes over nothing.
-        for process in (*self.standbys, self.controller):
-            await process.stop()
+        await asyncio.gather(*(process.stop() for process in self.standbys))
+        await self.controller.stop()
         await self.asterisk.stop()
         await asyncio.gather(*(process.stop() for process in (*self.workers, *self.applications.values())))
         await asyncio.gather(*(process.stop() for process in self.stores))
@@ -156,6 +155,12 @@ class System:
         processes = (*self.standbys, self.controller, *self.workers, *self.applications.values())
         await asyncio.gather(self.asterisk.kill(), *(process.kill() for process in processes))
         await asyncio.gather(*(process.stop() for process in self.stores))
+
+    def standby(self, name: str, *arguments: str, ready: str = "controller_standing_by") -> Process:
+        """A further controller of this node, to be started by the caller. It is stopped with the others."""
+        process = self._trunkbridge("controller", ready, *arguments, name=name)
+        self.standbys.append(process)
+        return process
 
     async def wait_failed(self) -> ProcessFailed:
         """Returns when one of the processes has ended by itself."""

@@ -145,9 +145,10 @@ async def test_asterisk_restarts(live: Live) -> None:
     await echoing(live, 3)
     await live.system.asterisk.kill()
     await live.system.asterisk.start()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(5):
         while any(row.ended_at is None for row in await live.records()):
             await asyncio.sleep(0.1)
+    await live.nothing_left()
     rows = await live.records()
     assert len(rows) == 3
     for row in rows:
