@@ -135,6 +135,38 @@ async def test_requests_as_asterisk_wants_them(
     assert ari.requests == {"ok": 1}
 
 
+async def slow(request: Request, connection: Connection) -> None:
+    """An answer that comes too late."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2 * LIMIT):
+            await connection.reader.read()  # or until the client has had enough
+    await connection.respond(200, {})
+
+
+@pytest.mark.parametrize("fault", [never, slow, hangs_up(), hangs_up(reset=True), half_an_answer])
+async def test_an_asterisk_that_does_not_answer_opens_the_breaker(fake: FakeAri, ari: AriClient, fault: Answer) -> None:
+    await asyncio.gather(*(ari.answer(C) for _ in range(10)))
+    fake.script("POST", f"/channels/{C}/answer", fault)
+    failed = await asyncio.gather(*(ari.answer(C) for _ in range(6)), return_exceptions=True)
+    assert all(isinstance(error, AriUnavailable) for error in failed)
+    assert (ari.breaker.open, ari.breaker.trips) == (True, 1)
+    assert ari.timeouts == (6 if fault in (never, slow) else 0)
+    # It is for its owner to act on that: requests are made all the same, and probes close it.
+    await ari.ping(LIMIT)
+    assert ari.breaker.open
+    fake.script("GET", "/asterisk/ping", never)
+    with pytest.raises(AriUnavailable, match="no answer within 0.1 s"):
+        await ari.ping(0.1)
+
+
+async def test_answers_that_say_no_open_no_breaker(fake: FakeAri, ari: AriClient) -> None:
+    fake.script("POST", f"/channels/{C}/answer", says(404), says(500), says(409), says(422))
+    for _ in range(20):
+        with pytest.raises(AriError):
+            await ari.answer(C)
+    assert not ari.breaker.open
+
+
 async def test_a_snoop_as_asterisk_wants_it(fake: FakeAri, ari: AriClient) -> None:
     fake.script("POST", "/channels/c/1/snoop", says(200, CHANNEL))
     await ari.snoop(ChannelId("c/1"), ChannelId("s"))

@@ -210,6 +210,12 @@ def test_every_metric_is_documented() -> None:
     defined = set(re.findall(r'"(trunkbridge_[a-z_]+)"', source))
     documented = set(re.findall(r"`(trunkbridge_[a-z_]+?)(?:_total)?(?:\{[a-z]+\})?`", text("operations.md")))
     assert documented == defined
+    source = (ROOT / "ari_app" / "controller" / "status.py").read_text(encoding="utf-8")
+    defined = set(re.findall(r'"(trunkbridge_[a-z_]+)"', source))
+    documented = set(
+        re.findall(r"^\| `(trunkbridge_[a-z_]+?)(?:_total)?(?:\{[a-z,]+\})?`", text("monitoring.md"), re.M)
+    )
+    assert documented == defined
 
 
 @pytest.mark.parametrize("message", [CallSpec, WorkerInfo, CallReport, CallNotice, LegOrder])
@@ -252,6 +258,7 @@ def endings() -> Iterator[tuple[str, str, str]]:
         ("unknown_trunk", Cause.CALL_REJECTED),
         ("trunk_full", Cause.NO_CIRCUIT_AVAILABLE),
         ("node_full", Cause.SWITCHING_EQUIPMENT_CONGESTION),
+        ("asterisk_slow", Cause.SWITCHING_EQUIPMENT_CONGESTION),
     ):
         refused = of_refusal(NotAdmitted(name, "", cause))
         yield name, refused.result.value, str(refused.hangup_cause)
