@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -128,6 +129,13 @@ class Records:
         if self.error:
             raise self.error
         return [row for row in self.open if row.node == node]
+
+    async def knows_caller(self, node: str, channel_id: str, since: datetime) -> bool:
+        if self.error:
+            raise self.error
+        return any(
+            row.node == node and row.caller_channel_id == channel_id and row.created_at >= since for row in self.rows
+        )
 
     async def get_call(self, call_id: str) -> CallRow | None:
         if self.error:

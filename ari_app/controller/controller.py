@@ -47,6 +47,11 @@ from audiosocket.callspec import CallNotice, CallReport
 
 PING_SECONDS = 1.0
 """Between two pings of Asterisk, and the longest that one may take."""
+REFUSALS = {
+    "asterisk_slow": "Asterisk does not answer in time",
+    "controller_restarted": "the controller ended in the moment in which the call was set up",
+}
+"""Why a call gets no actor of its own."""
 WATCH_SECONDS = 2.0
 """How often the workers of RTP legs are looked for; one that is missed twice is gone."""
 
@@ -67,7 +72,7 @@ class Controller:
         self._writer = writer
         self._router = Router(config)
         self._live = LiveCalls(config, ari, leases, present, writer)
-        self._reconciliation = Reconciliation(config, ari, calls, self._router, self._live)
+        self._reconciliation = Reconciliation(config, ari, calls, self._router, self._live, self._arrived)
         self._asterisk_started_ms = 0
         self._early: list[CallReport] = []
         self.connected = asyncio.Event()
@@ -267,17 +272,16 @@ class Controller:
             if is_caller:
                 actor.digit(event.digit)
 
-    def _arrived(self, channel: Channel, line: str, dialled: str) -> None:
+    def _arrived(self, channel: Channel, line: str, dialled: str, refusal: str = "") -> None:
         calls_on_line = sum(actor.line == line for actor in self._live.actors.values())
         admission: Admission | NotAdmitted
         try:
             admission = self._router.admit(line, dialled, channel.caller.number, len(self._live.actors), calls_on_line)
         except NotAdmitted as error:
             admission = error
-        if self._ari.breaker.open:
-            admission = NotAdmitted(
-                "asterisk_slow", "Asterisk does not answer in time", Cause.SWITCHING_EQUIPMENT_CONGESTION
-            )
+        refusal = refusal or ("asterisk_slow" if self._ari.breaker.open else "")
+        if refusal:
+            admission = NotAdmitted(refusal, REFUSALS[refusal], Cause.SWITCHING_EQUIPMENT_CONGESTION)
         admitted = isinstance(admission, Admission)
         row = CallRow(
             call_id=new_call_id(os.urandom),
@@ -296,7 +300,7 @@ class Controller:
         log.info(
             "call_arrived", call_id=row.call_id, trunk=line, caller=row.caller, callee=row.callee, admitted=admitted
         )
-        if isinstance(admission, NotAdmitted) and self._ari.breaker.open:
+        if refusal and isinstance(admission, NotAdmitted):
             self._live.refuse(row, channel.id, admission)  # with one request, which is made in good time
         else:
             self._live.start(row, channel.id, admission)

@@ -35,6 +35,10 @@ class Leftovers:
         """How many there are."""
         return len(self._ends)
 
+    def __contains__(self, identifier: str) -> bool:
+        """Whether a channel or bridge is among them."""
+        return identifier in self._ends
+
     def hang_up(self, channel: ChannelId, cause: int) -> None:
         """Has a channel hung up with this Q.850 cause."""
         self._add(channel, lambda: self._ari.hangup(channel, cause, missing_ok=True))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
+from datetime import timedelta
 
 import structlog
 
@@ -22,6 +24,7 @@ from ari_app.call.routing import Router
 from ari_app.controller.actor import CallActor
 from ari_app.controller.live_calls import LiveCalls
 from ari_app.controller.messages import Message
+from ari_app.controller.story import from_ms
 from ari_app.domain.ids import BridgeId, ChannelId, Kind, bridge_id, last_legs, parse
 from ari_app.errors import StoreUnavailable
 from ari_app.settings import Config
@@ -44,12 +47,22 @@ log = structlog.get_logger(__name__)
 class Reconciliation:
     """Compares, adopts and ends, for one PBX node."""
 
-    def __init__(self, config: Config, ari: AriClient, calls: CallStore, router: Router, live: LiveCalls) -> None:
+    def __init__(
+        self,
+        config: Config,
+        ari: AriClient,
+        calls: CallStore,
+        router: Router,
+        live: LiveCalls,
+        arrive: Callable[[Channel, str, str, str], None],
+    ) -> None:
+        """`arrive` begins the call of a caller's channel, from a line to a number; or refuses it, for a reason."""
         self._config = config
         self._ari = ari
         self._calls = calls
         self._router = router
         self._live = live
+        self._arrive = arrive
         self._adoption: asyncio.Task[None] | None = None
         self._late = False
         self.adopted = asyncio.Event()
@@ -112,21 +125,41 @@ class Reconciliation:
             log.warning("hangup_failed", channel=channel.name, detail=str(error))
 
     async def _end_orphans(self, listed: set[ChannelId]) -> None:
-        """Ends what is ours in Asterisk and belongs to no call.
+        """Ends what is ours in Asterisk and belongs to no call; a caller whom an earlier controller was told of and
+        did nothing for yet gets his call.
 
         Not at once: of a call that arrived during the reconciliation, the event is still on its way to us.
         """
         await asyncio.sleep(ORPHAN_SECONDS)
         try:
             for channel in await self._ari.list_channels():
-                if channel.id in listed and channel.id not in self._live.by_channel and self._is_ours(channel):
-                    await self.end_channel(channel, "belongs to no call")
+                if channel.id in listed and not self._is_known(channel) and self._is_ours(channel):
+                    await self._end_orphan(channel)
             for bridge in await self._ari.list_bridges():
                 ours = parse(bridge.id)
                 if ours is not None and ours.node == self._config.node and ours.call_id not in self._live.actors:
                     await self._ari.destroy_bridge(bridge.id, missing_ok=True)
         except AriError as error:
             log.warning("orphans_not_ended", detail=f"{error}: tried again after the next reconnection")
+
+    async def _end_orphan(self, channel: Channel) -> None:
+        arguments = channel.dialplan.app_data.split(",")
+        if parse(channel.id) is None and len(arguments) == 4 and arguments[1] == "inbound":
+            _, _, line, dialled = arguments
+            since = from_ms(channel.created_at_ms) - timedelta(seconds=1)
+            try:
+                recorded = await self._calls.knows_caller(self._config.node, channel.id, since)
+            except StoreUnavailable:
+                recorded = False
+            if not recorded and not self._is_known(channel):
+                # It came in the moment in which the earlier controller died. One that it answered is past saving.
+                log.warning("caller_found", channel=channel.name, state=channel.state)
+                self._arrive(channel, line, dialled, "" if channel.state == "Ring" else "controller_restarted")
+                return
+        await self.end_channel(channel, "belongs to no call")
+
+    def _is_known(self, channel: Channel) -> bool:
+        return channel.id in self._live.by_channel or channel.id in self._live.leftovers
 
     async def _adopt(self) -> list[CallActor]:
         """Takes over the calls that an earlier controller of this node left open in the records.

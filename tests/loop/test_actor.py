@@ -784,7 +784,9 @@ async def test_a_record_in_a_state_of_a_newer_version_is_no_reason_to_fall(pbx: 
 
 async def test_only_the_first_connection_adopts(pbx: Neighbours) -> None:
     await pbx.controller.on_connected()
-    lives(pbx, record(1, State.TALKING))
+    row = record(1, State.TALKING, created_at=datetime.now(UTC) + timedelta(seconds=1))
+    lives(pbx, row)
+    pbx.records.rows.append(row)
     pbx.granted.clear()
     await pbx.controller.on_connected()
     assert pbx.controller.active == 0
@@ -824,6 +826,8 @@ async def test_what_belongs_to_no_call_is_ended_and_what_is_not_ours_is_left(pbx
     theirs = ["1795226880.50", media_channel_id("pbx-2", CallId(lost), 0), "1795226880.51"]
     for identifier in ours:
         pbx.channels[identifier] = channel(identifier)
+    since = datetime.now(UTC) + timedelta(seconds=1)
+    pbx.records.rows.append(record(9, State.ENDED, caller_channel_id=ours[0], created_at=since, ended_at=since))
     pbx.channels[theirs[0]] = channel(theirs[0], app="another")
     pbx.channels[theirs[1]] = channel(theirs[1], app="another")
     pbx.channels[theirs[2]] = channel(theirs[2], app="trunkbridge2")

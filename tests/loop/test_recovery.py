@@ -8,10 +8,12 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
 import structlog
+from msgspec.structs import replace
 
 from ari_app.ari.errors import AriRejected, AriUnavailable
 from ari_app.call.machine import State
@@ -19,7 +21,7 @@ from ari_app.controller import controller as controller_module
 from ari_app.controller import leftovers as leftovers_module
 from ari_app.controller import limits as limits_module
 from ari_app.controller import reconciliation as reconciliation_module
-from ari_app.domain.ids import CallId, bridge_id
+from ari_app.domain.ids import CallId, ChannelId, bridge_id
 from ari_app.errors import StoreUnavailable
 from ari_app.store.records import CallRow
 from audiosocket.callspec import EndReason
@@ -181,6 +183,37 @@ async def test_a_bridge_that_cannot_be_mended_ends_the_call(pbx: Neighbours) -> 
     await pbx.controller.on_connected()
     await pbx.over()
     assert nothing_left(pbx).reason == "media_lost"
+
+
+async def test_a_caller_whom_nobody_has_done_anything_for_gets_his_call(pbx: Neighbours) -> None:
+    """He came in the moment in which the earlier controller died: there is no record, and no event any more."""
+    pbx.channels[CALLER] = channel(CALLER)
+    answered = ChannelId("1795226880.97")
+    pbx.channels[answered] = replace(channel(answered), state="Up")
+    await pbx.controller.on_connected()
+    async with beside(pbx.controller.end_leftovers):
+        await until(lambda: answered not in pbx.channels, "the end of the one who was answered")
+        await pbx.talking()
+        assert pbx.controller.active == 1
+        (lost,) = pbx.records.closed
+        assert (lost.caller_channel_id, lost.result, lost.reason) == (answered, "server_error", "controller_restarted")
+        await pbx.order_hangup()
+        await pbx.over()
+    assert not pbx.channels
+    assert {row.reason for row in pbx.records.closed} == {"controller_restarted", "operator_hangup"}
+
+
+async def test_a_caller_whose_call_is_over_is_hung_up_and_nothing_else(pbx: Neighbours) -> None:
+    ended = dataclasses.replace(
+        record(1, State.ENDED), ended_at=datetime.now(UTC), created_at=datetime.now(UTC) + timedelta(seconds=1)
+    )
+    assert ended.caller_channel_id is not None
+    pbx.channels[ended.caller_channel_id] = channel(ended.caller_channel_id)
+    pbx.records.rows.append(ended)
+    await pbx.controller.on_connected()
+    await until(lambda: not pbx.channels, "his end")
+    await pbx.over()
+    assert pbx.records.rows == [ended]
 
 
 # An Asterisk that does not answer

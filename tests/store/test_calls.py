@@ -109,3 +109,15 @@ async def test_a_password_is_used_and_never_shown(stores):
         await CallStore(other).list_calls()
     assert "tell-nobody" not in str(caught.value)
     await other.close()
+
+
+async def test_whether_a_callers_channel_is_in_the_records(pool):
+    writer = RecordWriter(pool)
+    writer.start()
+    writer.call(row(0xDDDD0005, caller_channel_id="1.5", state="ended", ended_at=T0))
+    await writer.stop(5)
+    store = CallStore(pool)
+    assert await store.knows_caller("n1", "1.5", T0)
+    assert not await store.knows_caller("n2", "1.5", T0)
+    assert not await store.knows_caller("n1", "1.6", T0)
+    assert not await store.knows_caller("n1", "1.5", T0 + timedelta(hours=1)), "another Asterisk's, after a restart"
