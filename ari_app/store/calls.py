@@ -123,8 +123,7 @@ class CallStore:
     async def knows_caller(self, node: str, channel_id: str, since: datetime) -> bool:
         """Whether a PBX node has a record of the call of this caller's channel, begun after `since`."""
         query = "SELECT true FROM calls WHERE node = $1 AND caller_channel_id = $2 AND created_at >= $3 LIMIT 1"
-        with unavailable():
-            return bool(await self._pool.fetchval(query, node, channel_id, since))
+        return bool(await fetch(self._pool, query, node, channel_id, since))
 
     async def open_calls(self, node: str) -> list[CallRow]:
         """The calls of a PBX node that have not ended, oldest first.
