@@ -55,7 +55,7 @@ def of_trigger(
 
 def of_refusal(refusal: NotAdmitted) -> Termination:
     """The ending of a call that was not admitted: for want of room, it is ours; otherwise the request was wrong."""
-    full = refusal.reason in ("trunk_full", "node_full", "asterisk_slow", "controller_restarted")
+    full = refusal.reason in ("trunk_full", "node_full", "asterisk_slow", "node_cordoned", "controller_restarted")
     result = Result.SERVER_ERROR if full else Result.CLIENT_ERROR
     return Termination(result, refusal.reason, str(refusal), int(refusal.cause))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
@@ -49,6 +50,7 @@ PING_SECONDS = 1.0
 """Between two pings of Asterisk, and the longest that one may take."""
 REFUSALS = {
     "asterisk_slow": "Asterisk does not answer in time",
+    "node_cordoned": "this node is cordoned, or being drained: `trunkbridge nodes resume` takes it back",
     "controller_restarted": "the controller ended in the moment in which the call was set up",
 }
 """Why a call gets no actor of its own."""
@@ -62,9 +64,19 @@ class Controller:
     """Dispatch; the tasks around it are composed in `ari_app.controller.process`."""
 
     def __init__(
-        self, config: Config, ari: AriClient, leases: Leases, present: Present, calls: CallStore, writer: RecordWriter
+        self,
+        config: Config,
+        ari: AriClient,
+        leases: Leases,
+        present: Present,
+        calls: CallStore,
+        writer: RecordWriter,
+        *,
+        marked: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`marked`: whether an operator has taken this node out of placement."""
         self._config = config
+        self._marked = marked
         self._ari = ari
         self._leases = leases
         self._present = present
@@ -104,6 +116,8 @@ class Controller:
             return "not connected to Asterisk's events"
         if self._ari.breaker.open:
             return "Asterisk does not answer in time"
+        if self._marked():
+            return "cordoned, or being drained"
         return ""
 
     # The event stream's callbacks
@@ -279,7 +293,7 @@ class Controller:
             admission = self._router.admit(line, dialled, channel.caller.number, len(self._live.actors), calls_on_line)
         except NotAdmitted as error:
             admission = error
-        refusal = refusal or ("asterisk_slow" if self._ari.breaker.open else "")
+        refusal = refusal or ("asterisk_slow" if self._ari.breaker.open else "node_cordoned" if self._marked() else "")
         if refusal:
             admission = NotAdmitted(refusal, REFUSALS[refusal], Cause.SWITCHING_EQUIPMENT_CONGESTION)
         admitted = isinstance(admission, Admission)

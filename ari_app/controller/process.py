@@ -25,6 +25,7 @@ from ari_app.controller.duty import Duty, Parts
 from ari_app.controller.host_lock import HostLock
 from ari_app.controller.status import serve_status
 from ari_app.fleet.leases import Leases
+from ari_app.fleet.marks import Marks
 from ari_app.settings import Config, ControllerSettings, load
 from ari_app.store.calls import CallStore
 from ari_app.store.controllers import Controllers
@@ -118,7 +119,10 @@ async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: Stop
             )
             # What an earlier controller could not write comes first: calls are adopted by what the records say.
             calls = CallStore(pool, lambda: writer.replayed(REPLAY_SECONDS))
-            controller = Controller(config, client, leases, Present(redis), calls, writer)
+            marks = Marks(pool, redis)
+            controller = Controller(
+                config, client, leases, Present(redis), calls, writer, marked=lambda: config.node in marks.known
+            )
             stream = EventStream(
                 client,
                 on_event=controller.on_event,
@@ -149,6 +153,7 @@ async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: Stop
                         tasks.create_task(controller.take_early_reports(), name="early reports"),
                         tasks.create_task(commands.run(controller.on_command), name="commands"),
                         tasks.create_task(controller.renew_leases(), name="leases"),
+                        tasks.create_task(marks.keep(), name="marks"),
                         tasks.create_task(controller.watch_asterisk(), name="asterisk"),
                         tasks.create_task(controller.watch_workers(), name="workers"),
                         tasks.create_task(controller.end_leftovers(), name="leftovers"),

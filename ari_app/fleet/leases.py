@@ -19,7 +19,7 @@ Invariants, whatever the order of calls and whoever dies in between:
 - Tokens only grow, also over a Redis that lost its memory, as long as its clock does not go back. A stale token changes
   nothing: what was given back, or is held under a newer token, is neither renewed nor released by it.
 - An application is never granted more than its limit, its waiting calls in their order. Renewals alone may exceed it,
-  where a lease had expired, or was forgotten by Redis, and others were quicker: the calls that they stand for are there.
+  where a lease had expired, or was forgotten by Redis, and others were quicker: the calls that it stands for are there.
 
 A worker's leases are a sorted set, call id by expiry in ms: that set alone says what is leased. Pairs, PBX nodes and
 applications have sets of the same kind, written in the same step. `lease:<call id>` finds them, and remembers for the

@@ -20,7 +20,7 @@ import structlog
 from ari_app.errors import StoreUnavailable
 from ari_app.store.postgres import execute, fetch
 from ari_app.store.present import redis_unavailable
-from audiosocket.callspec import KEY_PREFIX
+from audiosocket.callspec import mark_key
 from audiosocket.runtime.stores import redis_call
 
 RENEW_SECONDS = 2.0
@@ -40,11 +40,6 @@ class Mark:
     """`cordoned`: until further notice; `draining`: somebody waits for its calls to end."""
     set_by: str
     since: datetime
-
-
-def mark_key(node: str) -> str:
-    """Key of a node's mark (string with a lifetime): that it is there is what counts."""
-    return f"{KEY_PREFIX}mark:{node}"
 
 
 class Marks:

@@ -1,5 +1,5 @@
-"""The invariants of the leases, whatever happens and whoever stops after any step: a model of the ledger is moved beside
-the real one, and compared with it after each step.
+"""The invariants of the leases, whatever happens and whoever stops after any step: a model of the ledger is moved
+beside the real one, and compared with it after each step.
 
 A client that dies, and one that never hears an answer, are the same to Redis: it hears no more of them. So what a
 client knows is only what it was told, and any holder that there ever was may come back with what it knew then.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -266,7 +267,7 @@ class LeaseMachine(RuleBasedStateMachine):
         """By whoever held, or holds, these calls; one that has just adopted a call knows no token."""
         adopting = [Held(worker, 0, "bot", "pbx-a") for worker in WORKERS]
         told = {
-            call: data.draw(st.sampled_from(sorted(self.known.get(call, set()), key=lambda held: held.token) + adopting))
+            call: data.draw(st.sampled_from(sorted(self.known.get(call, set()), key=attrgetter("token")) + adopting))
             for call in calls
         }
         renewal = self.do(self.leases.renew(told))
@@ -320,7 +321,8 @@ class LeaseMachine(RuleBasedStateMachine):
             ("app-leases:", "application", LIMITS),
         ):
             for key in keys:
-                found = self.do(self.client.zrangebyscore(KEY_PREFIX + kind + key, f"({now}", math.inf, withscores=True))
+                name = KEY_PREFIX + kind + key
+                found = self.do(self.client.zrangebyscore(name, f"({now}", math.inf, withscores=True))
                 live = {call.decode(): int(ends) for call, ends in found}
                 assert live == {
                     call: record.ends

@@ -1,4 +1,4 @@
-"""Leases: the policy, in a real Redis. Its invariants under any order of events: tests/store/test_lease_invariants.py."""
+"""Leases: the policy, in a real Redis. Its invariants under any order of events: test_lease_invariants.py."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from audiosocket.settings import StoreUrls
 from tests.store.fleet import NOW_MS, Fleet
 
 pytestmark = pytest.mark.store
+
 
 @pytest.fixture
 def fleet(redis_client) -> Fleet:

@@ -259,6 +259,7 @@ def endings() -> Iterator[tuple[str, str, str]]:
         ("trunk_full", Cause.NO_CIRCUIT_AVAILABLE),
         ("node_full", Cause.SWITCHING_EQUIPMENT_CONGESTION),
         ("asterisk_slow", Cause.SWITCHING_EQUIPMENT_CONGESTION),
+        ("node_cordoned", Cause.SWITCHING_EQUIPMENT_CONGESTION),
     ):
         refused = of_refusal(NotAdmitted(name, "", cause))
         yield name, refused.result.value, str(refused.hangup_cause)
