@@ -30,7 +30,7 @@ if application ~= '' and limit >= 0 and not (live and record.application == appl
     end
     waiting = redis.call('ZRANK', line, call)
     local ahead = waiting or redis.call('ZCARD', line)
-    local full = limit - count('app-leases:' .. application) <= ahead
+    local full = limit - in_set('app-leases:' .. application) <= ahead
     if full and not waiting and ahead < line_max then
         local last = redis.call('ZREVRANGE', line, 0, 0, 'WITHSCORES')
         redis.call('ZADD', line, (tonumber(last[2]) or 0) + 1, call)
@@ -63,7 +63,7 @@ local function workers_of(pair)
                 if why == 'no_workers' then why = 'all_draining' end
             elseif capacity then
                 why = 'all_full'
-                local active = flag == '0' and count('leases:' .. id)
+                local active = flag == '0' and on_worker(id)
                 if active and active < capacity then
                     found[#found + 1] = {id = id, load = active / capacity, pair = pair}
                 end
@@ -143,7 +143,7 @@ local function pbx_of(found)
     for _, pbx in ipairs(found.nodes) do
         if not excluded[pbx.id] then
             -- What it has announced may be a second old, and calls without a stream have no lease.
-            local busy = math.max(pbx.calls, count('node-leases:' .. pbx.id))
+            local busy = math.max(pbx.calls, in_set('node-leases:' .. pbx.id))
             calls, capacity = calls + busy, capacity + pbx.capacity
             if busy < pbx.capacity then free[#free + 1] = {id = pbx.id, load = busy / pbx.capacity} end
         end
@@ -162,8 +162,8 @@ local function choose_outbound()
         why = weightier(why, found.why)
         local load = math.huge
         if found.capacity > 0 and not passed[pair] then
-            local active = count('pair-leases:' .. pair)
-            for _, worker in ipairs(found.others) do active = active - count('leases:' .. worker) end
+            local active = in_set('pair-leases:' .. pair)
+            for _, worker in ipairs(found.others) do active = active - on_worker(worker) end
             load = active / found.capacity
         end
         if load < 1 and load <= lowest then

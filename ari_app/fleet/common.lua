@@ -11,10 +11,6 @@ else
     keep_ms = 3600000 -- the caller's clock is not the one that ends keys
 end
 
-local function count(set)
-    return redis.call('ZCOUNT', prefix .. set, '(' .. now, '+inf')
-end
-
 -- A call's record: its lease, live or expired; with an empty worker: the token whose lease was given back.
 local function record_of(call)
     local text = redis.call('GET', prefix .. 'lease:' .. call)
@@ -22,34 +18,58 @@ local function record_of(call)
     local token, worker, node, pair, application = string.match(text, '^(%d+) (%S*) (%S*) (%S*) (%S*)$')
     if not token then return nil, false end -- an older version's
     local record = {token = tonumber(token), worker = worker, node = node, pair = pair, application = application}
-    local ends = worker ~= '' and redis.call('ZSCORE', prefix .. 'leases:' .. worker, call)
+    local ends = worker ~= '' and redis.call('ZSCORE', prefix .. 'lease-ends', call)
     return record, ends and tonumber(ends) > now or false
 end
 
-local function write(call, record)
+local function write(call, record, lives_ms)
     local text = string.format(
         '%.0f %s %s %s %s', record.token, record.worker, record.node, record.pair, record.application)
-    redis.call('SET', prefix .. 'lease:' .. call, text, 'PX', lease_ms + keep_ms)
+    redis.call('SET', prefix .. 'lease:' .. call, text, 'PX', lives_ms)
 end
 
+-- Where a lease is counted, besides its worker.
 local function sets_of(record)
-    local sets = {prefix .. 'leases:' .. record.worker, prefix .. 'pair-leases:' .. record.pair}
+    local sets = {prefix .. 'pair-leases:' .. record.pair}
     if record.node ~= '' then sets[#sets + 1] = prefix .. 'node-leases:' .. record.node end
     if record.application ~= '' then sets[#sets + 1] = prefix .. 'app-leases:' .. record.application end
     return sets
 end
 
--- No lease is longer than 600 s: a set outlives the last in it, whichever controller's that is.
+-- No lease is longer than 600 s, so that all outlive the last in them, and its record outlives them.
 local function grant(call, record)
-    for _, set in ipairs(sets_of(record)) do
-        redis.call('ZADD', set, now + lease_ms, call)
-        redis.call('PEXPIRE', set, 600000 + keep_ms)
+    local ends, lives_ms = now + lease_ms, 600000 + keep_ms
+    for _, sorted in ipairs({prefix .. 'leases:' .. record.worker, prefix .. 'lease-ends'}) do
+        redis.call('ZADD', sorted, ends, call)
+        redis.call('PEXPIRE', sorted, lives_ms)
     end
-    write(call, record)
+    for _, set in ipairs(sets_of(record)) do
+        redis.call('SADD', set, call)
+        redis.call('PEXPIRE', set, lives_ms)
+    end
+    write(call, record, lease_ms + lives_ms)
 end
 
 local function revoke(call, record)
-    for _, set in ipairs(sets_of(record)) do redis.call('ZREM', set, call) end
+    redis.call('ZREM', prefix .. 'lease-ends', call)
+    redis.call('ZREM', prefix .. 'leases:' .. record.worker, call)
+    for _, set in ipairs(sets_of(record)) do redis.call('SREM', set, call) end
+end
+
+-- What has expired counts no more. Only so many at once, that nobody waits for long: what is left over counts a moment
+-- longer.
+for _, call in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'lease-ends', '-inf', now, 'LIMIT', 0, 500)) do
+    local record = record_of(call)
+    if record and record.worker ~= '' then revoke(call, record) end
+    redis.call('ZREM', prefix .. 'lease-ends', call)
+end
+
+local function on_worker(worker)
+    return redis.call('ZCARD', prefix .. 'leases:' .. worker)
+end
+
+local function in_set(set)
+    return redis.call('SCARD', prefix .. set)
 end
 
 -- Never less than the clock, so that it grows over a Redis that has lost its memory too.

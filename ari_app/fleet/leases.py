@@ -19,11 +19,13 @@ Invariants, whatever the order of calls and whoever dies in between:
 - Tokens only grow, also over a Redis that lost its memory, as long as its clock does not go back. A stale token changes
   nothing: what was given back, or is held under a newer token, is neither renewed nor released by it.
 - An application is never granted more than its limit, its waiting calls in their order. Renewals alone may exceed it,
-  where a lease had expired, or was forgotten by Redis, and others were quicker: the calls that it stands for are there.
+  where a lease had expired, or was forgotten by Redis, and others were quicker: the calls that they stand for are
+  there.
 
-A worker's leases are a sorted set, call id by expiry in ms: that set alone says what is leased. Pairs, PBX nodes and
-applications have sets of the same kind, written in the same step. `lease:<call id>` finds them, and remembers for the
-length of a lease which token was given back. All of them expire, some minutes after the last lease in them at most.
+`lease-ends` (sorted set, call id by expiry in ms) alone says which leases there are; each script begins by removing
+those that have expired. A worker's leases are a sorted set of the same kind, those of pairs, PBX nodes and applications
+are sets, all written in the same step. `lease:<call id>` finds them, and remembers for the length of a lease which
+token was given back. All of these keys expire by themselves, some minutes after the last lease in them.
 """
 
 from __future__ import annotations
@@ -211,7 +213,7 @@ class Leases:
 
     async def active(self, worker_ids: Collection[str]) -> dict[str, int]:
         """How many leases each of these workers has."""
-        return await self._counted("leases:", worker_ids)
+        return await self._counted("", worker_ids)
 
     async def active_on_nodes(self, nodes: Collection[str]) -> dict[str, int]:
         """How many leases the calls of each of these PBX nodes have."""

@@ -5,5 +5,5 @@ if token == 0 and record then token = record.token end
 if record and record.token > token then return 0 end
 if record and record.worker ~= '' then revoke(call, record) end
 -- Remembered, so that a renewal that comes late grants it no more.
-write(call, {token = token, worker = '', node = '', pair = '', application = ''})
+write(call, {token = token, worker = '', node = '', pair = '', application = ''}, lease_ms + keep_ms)
 return live and record.token == token and 1 or 0

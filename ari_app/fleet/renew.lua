@@ -9,7 +9,7 @@ local function renewed(call, worker, token, application, node)
     if live and (token == 0 or record.token == token) then return record.worker == worker and record or nil end
     if live then revoke(call, record) end -- an older token's, which came first to a Redis that had lost its memory
     local capacity, _, pair = alive(worker)
-    if not capacity or count('leases:' .. worker) >= capacity then return end
+    if not capacity or on_worker(worker) >= capacity then return end
     if token == 0 then
         token = new_token()
     elseif token > tonumber(redis.call('GET', prefix .. 'lease-token') or 0) then
@@ -18,7 +18,7 @@ local function renewed(call, worker, token, application, node)
     return {token = token, worker = worker, node = node, pair = pair, application = application}
 end
 
-local lost, learned, touched = {}, {}, {}
+local lost, learned = {}, {}
 for i = 4, #ARGV, 5 do
     local call, token = ARGV[i], tonumber(ARGV[i + 2])
     local record = renewed(call, ARGV[i + 1], token, ARGV[i + 3], ARGV[i + 4])
@@ -26,12 +26,10 @@ for i = 4, #ARGV, 5 do
         lost[#lost + 1] = call
     else
         grant(call, record)
-        for _, set in ipairs(sets_of(record)) do touched[set] = true end
         if token == 0 then
             learned[#learned + 1] = call
             learned[#learned + 1] = record.token
         end
     end
 end
-for set in pairs(touched) do redis.call('ZREMRANGEBYSCORE', set, '-inf', now) end
 return {lost, learned}

@@ -8,9 +8,7 @@ client knows is only what it was told, and any holder that there ever was may co
 from __future__ import annotations
 
 import asyncio
-import math
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,7 +34,7 @@ LIMITS: dict[str, int | None] = {"bot": 2, "free": None}
 NODES = ["gw-a", "gw-b", "gw-c", "pbx-a", "pbx-b"]
 LINE_MAX = 2
 
-CALLS = st.sampled_from([f"call-{index}" for index in range(7)])
+CALLS = st.sampled_from([f"call-{index}" for index in range(6)])
 APPLICATIONS = st.sampled_from(sorted(LIMITS))
 
 
@@ -144,10 +142,16 @@ class LeaseMachine(RuleBasedStateMachine):
         self.model = Model(self.fleet.now_ms)
         self.running: dict[str, str] = {}
         """Workers whose heartbeats come, and as what."""
+        self.controlling: dict[str, tuple[bool, int]] = {}
+        """PBX nodes whose controllers' heartbeats come: whether they accept, and calls."""
         self.known: dict[str, set[Held]] = {}
         """What any client was ever told about the lease of a call."""
         self.newest = 0
         self.regranted = False
+        for worker in WORKERS:
+            self.worker_heartbeat(worker, "ready")
+        for node in PBX:
+            self.controller_heartbeat(node, True, 0)
 
     def do(self, awaitable):
         return self.loop.run_until_complete(awaitable)
@@ -179,9 +183,14 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @rule(node=st.sampled_from(sorted(PBX)), accepts=st.booleans(), calls=st.integers(0, 2))
     def controller_heartbeat(self, node, accepts, calls):
+        self.controlling[node] = accepts, calls
         pair, capacity = PBX[node]
         self.do(self.fleet.pbx(node, capacity, pair=pair, accepting=accepts, calls=calls))
         self.model.pbx[node] = self.model.now + HEARTBEAT_TTL_MS, accepts, calls
+
+    @rule(node=st.sampled_from(sorted(PBX)))
+    def controller_stops(self, node):
+        self.controlling.pop(node, None)
 
     @rule(node=st.sampled_from(NODES), mark=st.booleans())
     def mark(self, node, mark):
@@ -195,10 +204,12 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @rule(milliseconds=st.sampled_from([2000, 25_000, LEASE_MS + 1000]))
     def time_passes(self, milliseconds):
-        """Whose heartbeats come is announced again; a controller's come from its own rule."""
+        """Whose heartbeats come is announced again."""
         self.fleet.now_ms = self.model.now = self.model.now + milliseconds
         for worker, state in self.running.items():
             self.worker_heartbeat(worker, state)
+        for node, (accepts, calls) in self.controlling.items():
+            self.controller_heartbeat(node, accepts, calls)
 
     @rule()
     def redis_loses_its_memory(self):
@@ -257,6 +268,33 @@ class LeaseMachine(RuleBasedStateMachine):
         elif not outbound:
             assert caught.value.reason == self.model.why_not(exclude)
 
+    @precondition(lambda self: any(map(self.model.lease, self.model.records)))
+    @rule(data=st.data(), waits=st.booleans(), heard=st.booleans())
+    def move(self, data, waits, heard):
+        """A call that has a lease is to have another worker."""
+        call = data.draw(st.sampled_from(sorted(filter(self.model.lease, self.model.records))))
+        held = self.model.lease(call)
+        self.acquire(call, held.application or "bot", False, waits, {held.worker_id}, heard)
+
+    @precondition(lambda self: self.stale())
+    @rule(data=st.data())
+    def stale_holder(self, data):
+        """Who held a lease before it was moved comes back: nothing comes of it."""
+        call, held = data.draw(st.sampled_from(self.stale()))
+        if data.draw(st.booleans()):
+            assert (self.do(self.leases.renew({call: held}))).lost == {call}
+        else:
+            assert not self.do(self.leases.release(call, held.token))
+
+    def stale(self):
+        """Calls under leases that are not the newest."""
+        return [
+            (call, held)
+            for call, all_held in sorted(self.known.items())
+            for held in sorted(all_held, key=lambda held: held.token)
+            if call in self.model.records and held.token < self.model.records[call].token
+        ]
+
     @rule(call=CALLS, application=APPLICATIONS)
     def leave_queue(self, call, application):
         self.do(self.leases.leave_queue(call, application))
@@ -267,7 +305,9 @@ class LeaseMachine(RuleBasedStateMachine):
         """By whoever held, or holds, these calls; one that has just adopted a call knows no token."""
         adopting = [Held(worker, 0, "bot", "pbx-a") for worker in WORKERS]
         told = {
-            call: data.draw(st.sampled_from(sorted(self.known.get(call, set()), key=attrgetter("token")) + adopting))
+            call: data.draw(
+                st.sampled_from(sorted(self.known.get(call, set()), key=lambda held: held.token) + adopting)
+            )
             for call in calls
         }
         renewal = self.do(self.leases.renew(told))
@@ -314,23 +354,28 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_is_as_it_should_be(self):
-        now = self.model.now
-        for kind, name, keys in (
-            ("leases:", "worker_id", WORKERS),
-            ("node-leases:", "node", PBX),
-            ("app-leases:", "application", LIMITS),
-        ):
-            for key in keys:
-                name = KEY_PREFIX + kind + key
-                found = self.do(self.client.zrangebyscore(name, f"({now}", math.inf, withscores=True))
-                live = {call.decode(): int(ends) for call, ends in found}
-                assert live == {
-                    call: record.ends
-                    for call, record in self.model.records.items()
-                    if (held := self.model.lease(call)) and getattr(held, name) == key
-                }
-        assert self.do(self.leases.active(list(WORKERS))) == {
-            worker: self.model.leases(worker_id=worker) for worker in WORKERS
+        names = {
+            "leases:": ("worker_id", WORKERS),
+            "node-leases:": ("node", PBX),
+            "app-leases:": ("application", LIMITS),
+        }
+        sets = [(kind, name, key) for kind, (name, keys) in names.items() for key in keys]
+        # What has expired is removed by whichever script comes next.
+        counts = self.do(self.leases.active(list(WORKERS)))
+        assert counts == {worker: self.model.leases(worker_id=worker) for worker in WORKERS}
+        pipeline = self.client.pipeline(transaction=False)
+        for kind, _, key in sets:
+            if kind == "leases:":
+                pipeline.zrange(KEY_PREFIX + kind + key, 0, -1)
+            else:
+                pipeline.smembers(KEY_PREFIX + kind + key)
+        for (kind, name, key), found in zip(sets, self.do(pipeline.execute()), strict=True):
+            held = {call: self.model.lease(call) for call in self.model.records}
+            live = {call for call, lease in held.items() if lease and getattr(lease, name) == key}
+            assert {call.decode() for call in found} == live, f"{kind}{key}"
+        ends = self.do(self.client.zrange(f"{KEY_PREFIX}lease-ends", 0, -1, withscores=True))
+        assert {call.decode(): int(at) for call, at in ends} == {
+            call: record.ends for call, record in self.model.records.items() if self.model.lease(call)
         }
 
     @invariant()
@@ -341,11 +386,12 @@ class LeaseMachine(RuleBasedStateMachine):
             assert limit is None or self.regranted or self.model.leases(application=application) <= limit
 
 
+@pytest.mark.timeout(300)
 def test_invariants_hold_whatever_happens(empty_stores):
     machine = type("Machine", (LeaseMachine,), {"urls": empty_stores})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -23,6 +23,7 @@ from tools.bench import (
     freeze,
     legs,
     peers,
+    placement,
     rate50,
     rate_accuracy,
     report,
@@ -54,6 +55,7 @@ BENCHMARKS = {
     "legs": _Benchmark(legs.run, legs.limit_seconds),
     "rate50": _Benchmark(rate50.run, rate50.limit_seconds),
     "rate_accuracy": _Benchmark(rate_accuracy.run, rate_accuracy.limit_seconds),
+    "placement": _Benchmark(placement.run, placement.limit_seconds),
     "tls": _Benchmark(tls.run, tls.limit_seconds),
     "peers": _Benchmark(peers.run, peers.limit_seconds),
 }
@@ -64,7 +66,9 @@ _FAILURES = (AsteriskFailed, AsteriskUnavailable, ConfigError, ProcessFailed, Si
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)), metavar="[NAME]...")
-@click.option("--seconds", type=click.FloatRange(2, 600), help="calls50, legs, rate50, worker(s), tls, peers.")
+@click.option(
+    "--seconds", type=click.FloatRange(2, 600), help="calls50, legs, placement, rate50, worker(s), tls, peers."
+)
 @click.option("--rate", type=click.FloatRange(0.1, 200), help="rate50: calls a second.")
 @click.option("--minutes", type=click.FloatRange(0.1, 120), help="rate_accuracy: how long.")
 @click.option("--calls", type=click.IntRange(1, 2000), multiple=True, help="At once; worker(s), peers: also several.")
