@@ -80,8 +80,11 @@ def _records(writer: RecordWriter) -> Iterator[Metric]:
     yield counter("trunkbridge_records_spool_damaged", "Pieces of the spool that were set aside.", writer.spool_damaged)
     yield counter("trunkbridge_records_written", "Records written.", figures.written)
     yield counter("trunkbridge_records_refused", "Records that PostgreSQL will never take.", figures.refused)
-    yield counter("trunkbridge_records_overflowed", "Records lost: the queue was full.", figures.overflowed)
+    yield counter("trunkbridge_records_overflowed", "Records lost for want of room.", figures.overflowed)
     yield counter("trunkbridge_records_attempts_failed", "Writes that failed.", figures.attempts_failed)
+    yield gauge("trunkbridge_spool_usable", "1 while waiting records survive this process.", writer.spool_usable)
+    yield gauge("trunkbridge_spool_bytes", "What waiting records take of the disk.", writer.spool_bytes)
+    yield counter("trunkbridge_spool_damaged", "Pieces of the spool that were no records.", writer.spool_damaged)
 
 
 def status_app(duty: Duty) -> web.Application:

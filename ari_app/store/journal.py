@@ -11,7 +11,7 @@ from typing import TypeVar
 import structlog
 
 from ari_app.store.framing import Record
-from ari_app.store.spool import Spool, SpoolUnavailable
+from ari_app.store.spool import Spool, SpoolBusy, SpoolUnavailable
 
 SLOW_SECONDS = 5.0
 LOG_EVERY_SECONDS = 30.0
@@ -31,6 +31,8 @@ class Journal:
         self.appending = False
         self.known = False
         """It is open, and what an earlier process left is known."""
+        self.busy = False
+        """Another process has it, and writes what is in it."""
         self.found = 0
         """Where, in the spool's bytes, what an earlier process left ends."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
@@ -47,7 +49,9 @@ class Journal:
             if not self.spool.is_open:
                 await self._in_thread(self.spool.open)
         except SpoolUnavailable as error:
+            self.busy = isinstance(error, SpoolBusy)
             return self._unusable(error)
+        self.busy = False
         self.found = self.spool.appended
         self.known = self.usable = True
         return True

@@ -39,6 +39,10 @@ class SpoolUnavailable(Exception):
     """The disk does not take records now, or another process has the spool; the text says why."""
 
 
+class SpoolBusy(SpoolUnavailable):
+    """Another process has the spool, and writes what is in it."""
+
+
 class SpoolFull(SpoolUnavailable):
     """The spool holds as much as it may."""
 
@@ -121,7 +125,7 @@ class Spool:
         return self._lock is not None
 
     def open(self) -> None:
-        """Take it, with what an earlier process left. Raises `SpoolUnavailable`."""
+        """Take it, with what an earlier process left. Raises `SpoolUnavailable`, `SpoolBusy`."""
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -135,7 +139,7 @@ class Spool:
         except BlockingIOError:
             owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "?"
             os.close(lock)
-            raise SpoolUnavailable(f"{self.directory}: process {owner} has it") from None
+            raise SpoolBusy(f"{self.directory}: process {owner} has it") from None
         except OSError as error:
             os.close(lock)
             raise SpoolUnavailable(f"{self.directory}: {error.strerror}") from error

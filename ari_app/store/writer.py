@@ -46,6 +46,9 @@ SLOW_SECONDS = 1.0
 """A batch that takes as long is waited for as if PostgreSQL were away."""
 RETRY_SECONDS = 5.0
 """How often a disk that did not take records is tried again."""
+BUSY_RETRY_SECONDS = 0.2
+BUSY_SECONDS = 60.0
+"""How long records wait, in memory, for another process that has the spool: one that is about to end."""
 LOG_EVERY_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
@@ -287,11 +290,13 @@ class RecordWriter:
 
     async def _keep(self, journal: Journal) -> None:
         """Puts what is queued onto the disk, for ever."""
+        began = time.monotonic()
         while True:
             await self._wake_disk.wait()
             self._wake_disk.clear()
             if not journal.known and not await journal.open():
-                self._replayed = True  # nobody knows what is in there: nothing is to wait for it
+                # Who has it writes what is in it, and soon gives it up; otherwise nobody knows what to wait for.
+                self._replayed = not journal.busy or time.monotonic() - began > BUSY_SECONDS
             items = list(self._queue.items())
             if not journal.known:
                 pass
@@ -305,7 +310,7 @@ class RecordWriter:
             self._wake.set()
             self._progressed()
             if not journal.usable:
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(BUSY_RETRY_SECONDS if journal.busy else RETRY_SECONDS)
                 self._wake_disk.set()
 
     async def _run(self) -> None:

@@ -194,15 +194,28 @@ async def test_a_folder_that_cannot_be_used_leaves_records_in_memory_until_it_ca
 
 
 async def test_two_processes_never_write_the_same_spool(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.1)
-    left = Spool(tmp_path, MB)
+    left, first = Spool(tmp_path, MB), row()
     left.open()
+    left.append([Record("call", 1, msgspec.json.encode(first))], sync=True)
+    async with writing(pool, tmp_path) as writer:
+        writer.call(replace(first, state="talking"))
+        writer.event(event(first.call_id))
+        assert not await writer.replayed(0.5)  # its records come first
+        assert not writer.spool_usable
+        assert await count(pool, "calls") == 0
+        left.close()
+        assert await writer.replayed(5)
+        await writer.barrier()
+        assert writer.spool_usable
+        assert await count(pool, "calls WHERE state = 'talking'") == 1
+    left.open()
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.2)
     async with writing(pool, tmp_path) as writer:
         writer.call(row())
+        assert await writer.replayed(5)  # one that does not end is not waited for without end
         await writer.barrier()
-        assert not writer.spool_usable
-        left.close()
-        await until(lambda: writer.spool_usable)
+        assert await count(pool, "calls") == 2
+    left.close()
 
 
 async def test_a_full_spool_gives_events_up_first_and_keeps_calls_in_memory(pool, servers, tmp_path, monkeypatch):
