@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from audiosocket.runtime.stores import open_redis
 from tests.multihost.hosts import Host, Network, machines_network
 from tests.multihost.stores import StoresOnHost
 from tests.multihost.tunnels import CARRIER_ADDRESS, PRIVATE_NETWORK, PrivateLink, TrunkVpn
+from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
 from tools.asterisk.instance import AsteriskInstance
 from tools.process import Process
@@ -48,12 +50,35 @@ LEASE_SECONDS = 6.0
 
 @dataclass
 class Pbx:
-    """A PBX host: its Asterisk and its controller, and the carrier's part of the trunk that leads there."""
+    """A PBX host: its Asterisk and its controllers, and the carrier's part of the trunk that leads there."""
 
     host: Host
     asterisk: AsteriskInstance
-    controller: Process
     carrier: Carrier
+    environment: dict[str, str]
+    controllers: list[Process] = field(default_factory=list)
+    """The active one first; the others stand by."""
+    switched: list[tuple[float, float]] = field(default_factory=list)
+    """From when until when (monotonic) no controller was active."""
+    _controllers_made: int = 0
+
+    async def start_controller(self) -> None:
+        """One more controller: the active one, or one that stands by where there is one."""
+        argv = [sys.executable, "-m", "ari_app.cli.main", "controller"]
+        ready = "controller_standing_by" if self.controllers else "controller_ready"
+        self._controllers_made += 1
+        self.controllers.append(
+            self.host.process(f"controller@{self._controllers_made}", argv, ready, self.environment)
+        )
+        await self.controllers[-1].start()
+
+    async def switch_controllers(self) -> None:
+        """The active controller is stopped, which makes the next one active, and another one stands by."""
+        began = time.monotonic()
+        await self.controllers.pop(0).stop()
+        await until(lambda: "controller_ready" in self.controllers[0].text(), "the standby's readiness")
+        self.switched.append((began, time.monotonic()))
+        await self.start_controller()
 
 
 @dataclass
@@ -238,15 +263,18 @@ async def _start_nodes(fleet: Fleet, install: AsteriskInstall, ticker: RtpTicker
                 tasks.create_task(worker.start())
     async with asyncio.TaskGroup() as tasks:
         for pbx in fleet.pbx.values():
-            tasks.create_task(pbx.controller.start())
+            tasks.create_task(pbx.start_controller())
             tasks.create_task(pbx.carrier.start())
+    await asyncio.gather(*(pbx.start_controller() for pbx in fleet.pbx.values()))
     await fleet.all_registered()
 
 
 async def _stop_nodes(fleet: Fleet) -> None:
     for pbx in fleet.pbx.values():
         await pbx.carrier.stop()
-    await asyncio.gather(*(pbx.controller.stop() for pbx in fleet.pbx.values()))
+    for pbx in fleet.pbx.values():
+        for controller in reversed(pbx.controllers):
+            await controller.stop()
     await asyncio.gather(*(pbx.asterisk.stop() for pbx in fleet.pbx.values()))
     await asyncio.gather(*(worker.stop() for gateway in fleet.gateway.values() for worker in gateway.workers))
 
@@ -294,12 +322,11 @@ def _pbx(fleet: Fleet, pair: int, install: AsteriskInstall, ticker: RtpTicker) -
     }
     environment = _written(host, settings)
     config = load(host.folder / "trunkbridge.yml")
-    argv = [sys.executable, "-m", "ari_app.cli.main", "controller"]
     return Pbx(
         host,
         AsteriskInstance(install, config, host.folder / "asterisk", host.namespace),
-        host.process("controller", argv, "controller_ready", environment),
         Carrier(sip, CARRIER_ADDRESS, carrier.folder / host.name, ticker, namespace=carrier.namespace),
+        environment,
     )
 
 

@@ -64,9 +64,6 @@ class Load:
     hold_seconds: float
     calls: list[Call] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    unwatched: set[str] = field(default_factory=set)
-    """Callers who have hung up while their PBX was paused."""
-    _paused: set[int] = field(default_factory=set)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Load]:
@@ -80,26 +77,15 @@ class Load:
             finally:
                 stop.set()
 
-    @asynccontextmanager
-    async def paused(self, pair: int) -> AsyncIterator[None]:
-        """No call comes to this PBX meanwhile; those that are there are set up, and go on."""
-        self._paused.add(pair)
-        await asyncio.sleep(1)
-        try:
-            yield
-        finally:
-            self._paused.remove(pair)
-
     async def _place(self, pair: int, stop: asyncio.Event) -> None:
         number = 0
         async with asyncio.TaskGroup() as tasks:
             while not stop.is_set():
-                if pair not in self._paused:
-                    number += 1
-                    tasks.create_task(self._converse(pair, self.fleet.call(pair), 400 + 50 * (number % 20)))
+                number += 1
+                tasks.create_task(self._converse(self.fleet.call(pair), 400 + 50 * (number % 20)))
                 await asyncio.sleep(self.every_seconds)
 
-    async def _converse(self, pair: int, call: Call, hz: float) -> None:
+    async def _converse(self, call: Call, hz: float) -> None:
         self.calls.append(call)
         try:
             await call.answered()
@@ -109,8 +95,6 @@ class Load:
         began = time.monotonic()
         call.peer.play(tone(hz, self.hold_seconds))
         await until_after(began, self.hold_seconds)
-        if pair in self._paused:
-            self.unwatched.add(call.caller)
         if await call.hang_up() is not Ending.BY_US:
             self.failures.append(f"{call.caller} at {time.monotonic():.1f}: {call.ending}, {call.reason}")
         for second in range(1, int(self.hold_seconds)):
