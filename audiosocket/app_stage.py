@@ -141,25 +141,17 @@ class AppStage:
         """Closes the socket; a slow application may take a moment."""
         if self._stream is not None:
             await self._stream.close()
+            self._stream = None
 
     # Inside
 
     async def _carry(self, stream: AppStream, permit: Permit) -> Ending | None:
         loop = asyncio.get_running_loop()
-        limits = StreamLimits(self.spec, self._session)
         reached: asyncio.Future[Ending] = loop.create_future()
-
-        def look() -> None:
-            found = limits.look(self._session)
-            if isinstance(found, Ending):
-                reached.set_result(found)
-            else:
-                self._timer = loop.call_later(found * FRAME_MS / 1000, look)
-
         started = loop.call_later(START_SECONDS, permit.tell, Outcome.GOOD)
         ended = asyncio.ensure_future(stream.wait_closed())
         try:
-            look()
+            self._look(StreamLimits(self.spec, self._session), reached)
             await asyncio.wait((ended, reached, *self._events.over), return_when=asyncio.FIRST_COMPLETED)
             if self._events.interrupted:
                 return None
@@ -172,6 +164,15 @@ class AppStage:
             started.cancel()
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
+
+    def _look(self, limits: StreamLimits, reached: asyncio.Future[Ending]) -> None:
+        found = limits.look(self._session)
+        if isinstance(found, Ending):
+            reached.set_result(found)
+        else:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(found * FRAME_MS / 1000, self._look, limits, reached)
 
     async def _resolve(self) -> bool:
         """Asks for the URL to dial, where it has to be; False when the call ended meanwhile. Raises
@@ -206,6 +207,7 @@ class AppStage:
             elif self._events.interrupted and not connecting.cancelled() and connecting.exception() is None:
                 # Both came in the same turn of the loop: nobody will use this socket.
                 await connecting.result().close()
+            del connecting  # its error holds this frame, which is not to hold it
 
     async def _dial(self) -> AppStream:
         spec = self.spec

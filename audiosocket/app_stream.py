@@ -64,6 +64,8 @@ class AppStream(picows.WSListener):
         self._blocked = False
         self._muted = False
         self._ending: tuple[str, str] | None = None
+        self.open = False
+        """Whether the handshake was completed; it stays so."""
         self.reset = False
         """Whether the connection was torn down (RST, time-out), and not ended by the application in order (FIN)."""
         self.send: Callable[[bytes], None] = _unsent
@@ -75,11 +77,6 @@ class AppStream(picows.WSListener):
         """The connection beneath, once it is open: its handshake's answer, its certificate."""
         assert self._transport is not None
         return self._transport
-
-    @property
-    def open(self) -> bool:
-        """Whether the handshake was completed; it stays so."""
-        return self._transport is not None
 
     def mute(self) -> None:
         """What the application sends from now on goes to the owner's `app_text` as it is then."""
@@ -105,6 +102,7 @@ class AppStream(picows.WSListener):
         """Our end of the stream: close frame 1000, then the application's answer is awaited for a moment."""
         transport = self._transport
         if transport is None or transport.is_disconnected:
+            self._let_go()
             return
         if not self._close_sent:
             self._close_sent = True
@@ -118,11 +116,13 @@ class AppStream(picows.WSListener):
         finally:
             # A peer that answered is gone by now; one that does not read would keep a graceful close waiting.
             transport.disconnect(graceful=False)
+            self._let_go()
 
     # picows.WSListener
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self._transport = transport
+        self.open = True
         self.send = partial(transport.send, _TEXT)
         if FRAMES is not None and not transport.is_secure:
             self._gate = Gate(self._owner.app_text, transport, self.send, self._judge, self._fault, self._max_bytes)
@@ -167,6 +167,11 @@ class AppStream(picows.WSListener):
         self._owner.app_blocked(False)
 
     # Inside
+
+    def _let_go(self) -> None:
+        """Nothing refers to it any more that it refers to: it goes without a collection."""
+        self.send = _unsent
+        self._gate = self._transport = None
 
     def _judge(self) -> None:
         if self._gate is not None:
@@ -244,12 +249,10 @@ class Dialler:
         opened: list[socket.socket] = []
 
         async def connect(parsed: picows.WSParsedURL) -> socket.socket:
-            loop = asyncio.get_running_loop()
-            addresses = await loop.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM)
-            opened.append(await start_connection(addresses, happy_eyeballs_delay=EYEBALLS_SECONDS))
+            opened.append(await _connected(parsed.host, parsed.port))
             return opened[-1]
 
-        succeeded = False
+        refusal: ApplicationError | None = None
         try:
             async with asyncio.timeout(timeout_seconds):
                 await picows.ws_connect(
@@ -265,35 +268,54 @@ class Dialler:
                     socket_factory=connect,
                 )
             if stream.open:
-                succeeded = True
+                opened.clear()
             else:  # picows does not tell a connection that ends in its handshake from one that is open
-                raise ApplicationError("app_refused", "the connection ended during the WebSocket handshake")
-        except TimeoutError:
-            raise ApplicationError("app_timeout", f"no WebSocket within {timeout_seconds:g} s") from None
-        except picows.WSInvalidStatusError as error:
-            status = int(error.response.status) if error.response is not None else 0
-            raise ApplicationError("app_refused", f"HTTP status {status} instead of 101") from None
-        except ssl.SSLCertVerificationError as error:
-            raise ApplicationError("app_refused", f"TLS certificate refused: {error.verify_message}") from None
-        except ssl.SSLError as error:
-            raise ApplicationError("app_refused", f"TLS failed: {error.reason or error}") from None
-        except (picows.WSInvalidURL, ValueError):
-            # Both may repeat the URL, and it may hold a secret. A ValueError: no port, or no name (IDNA).
-            raise ApplicationError("app_refused", "the URL's host or port cannot be one: nothing was dialled") from None
-        except picows.WSError as error:
-            raise ApplicationError("app_protocol_error", f"handshake: {error}") from None
-        except socket.gaierror as error:
-            raise ApplicationError("app_refused", error.strerror or "the host's name cannot be resolved") from None
-        except OSError as error:
-            why = os.strerror(error.errno) if error.errno else str(error)
-            raise ApplicationError("app_refused", why) from None
+                refusal = ApplicationError("app_refused", "the connection ended during the WebSocket handshake")
+        except (picows.WSError, OSError, ValueError) as error:
+            refusal = _refusal(error, timeout_seconds)
+            # picows keeps the error, which would keep all frames up to here, and they what they know of the call.
+            error.__traceback__ = None
         finally:
-            if not succeeded:
-                # picows leaves a handshake that was cancelled to its own time limit; the application would meanwhile
-                # take it for a call. A shut-down socket ends it at once, whoever holds it.
-                for connection in opened:
-                    _shut_down(connection)
+            # picows leaves a handshake that was cancelled to its own time limit; the application would meanwhile take
+            # it for a call. A shut-down socket ends it at once, whoever holds it.
+            for connection in opened:
+                _shut_down(connection)
+        if refusal is not None:
+            try:
+                raise refusal
+            finally:
+                del refusal  # it holds this frame
         return stream
+
+
+async def _connected(host: str, port: int) -> socket.socket:
+    """A TCP connection. Raises `OSError`."""
+    addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return await start_connection(addresses, happy_eyeballs_delay=EYEBALLS_SECONDS)
+
+
+def _refusal(error: Exception, timeout_seconds: float) -> ApplicationError:
+    """What a handshake's failure means."""
+    match error:
+        case TimeoutError():
+            return ApplicationError("app_timeout", f"no WebSocket within {timeout_seconds:g} s")
+        case picows.WSInvalidStatusError():
+            status = int(error.response.status) if error.response is not None else 0
+            return ApplicationError("app_refused", f"HTTP status {status} instead of 101")
+        case ssl.SSLCertVerificationError():
+            return ApplicationError("app_refused", f"TLS certificate refused: {error.verify_message}")
+        case ssl.SSLError():
+            return ApplicationError("app_refused", f"TLS failed: {error.reason or error}")
+        case picows.WSInvalidURL() | ValueError():
+            # Both may repeat the URL, and it may hold a secret. A ValueError: no port, or no name (IDNA).
+            return ApplicationError("app_refused", "the URL's host or port cannot be one: nothing was dialled")
+        case picows.WSError():
+            return ApplicationError("app_protocol_error", f"handshake: {error}")
+        case socket.gaierror():
+            return ApplicationError("app_refused", error.strerror or "the host's name cannot be resolved")
+        case OSError(errno=int(number)) if number:
+            return ApplicationError("app_refused", os.strerror(number))
+    return ApplicationError("app_refused", str(error))
 
 
 def _was_reset(connection: socket.socket) -> bool:

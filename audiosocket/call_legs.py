@@ -107,6 +107,11 @@ class CallLegs:
         self.leg.hangup(self.leg.end_reason, self.leg.end_detail)
         self.leg.session = None
 
+    def let_go(self) -> None:
+        """All is over: nobody is told anything any more."""
+        self._session = None
+        del self._lost, self._note, self._reachable
+
     def add_figures(self, figures: MediaFigures) -> None:
         """Puts in what only the legs know."""
         if self._session is not None:

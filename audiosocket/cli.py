@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import gc
 import ipaddress
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 import uvloop
 from click.core import ParameterSource
 
+from audiosocket import garbage
 from audiosocket.address import host_port, split_address
 from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.dialects import DIALECTS, open_dialect
@@ -114,9 +114,7 @@ def gateway(
 
 
 def _run(options: WorkerOptions, source: Callable[[], CallSource], prompts: Prompts | None = None) -> None:
-    # What the start has left is there to the end: no collection of garbage has to go through it while frames wait.
-    gc.collect()
-    gc.freeze()
+    garbage.put_off()
 
     async def main() -> None:
         await Worker(options, source(), prompts).run(StopSignal())

@@ -32,7 +32,7 @@ from audiosocket.dialects import open_dialect
 from audiosocket.errors import ConfigError
 from audiosocket.legs.base import MediaLeg
 from audiosocket.recording.recordings import BLOCK_MS, Recording
-from audiosocket.session import Session
+from audiosocket.session import Session, nowhere
 from audiosocket.stages import Dial, Ending, Finish, Play, Stages
 from audiosocket.wire import FRAME_MS
 
@@ -154,6 +154,16 @@ class MediaCall:
                 if self._closing:
                     await asyncio.wait(self._closing)
 
+    def let_go(self) -> None:
+        """To be called when all is over. What refers to the call is no longer referred to by it: it goes at once, and
+        with no collection of garbage, for which the frames of all others would wait."""
+        self._closing.clear()
+        if self._session is not None:
+            self._session.let_go()
+        self._session = self._last = None
+        self._legs.let_go()
+        del self._events
+
     @property
     def recording(self) -> str:
         """Path or URL of the recording; empty: there is none."""
@@ -217,7 +227,7 @@ class MediaCall:
         times = self._services.turn_times(spec.application)
         session = self._session
         if session is None:
-            session = self._session = Session(spec, dialect, _nowhere, self._note, times, self._notify)
+            session = self._session = Session(spec, dialect, nowhere, self._note, times, self._notify)
             self._legs.carry(session)
         else:
             event = "fallback_started" if step.fallback else "next_started"
@@ -315,7 +325,3 @@ class MediaCall:
             self._connect_ms = detail["ms"]
         if len(self._milestones) < MAX_MILESTONES or event not in _REPEATED:
             self._milestones.append(Milestone(at_ms, event, detail))
-
-
-def _nowhere(message: bytes) -> None:
-    """Where messages go while no stream is open."""

@@ -57,6 +57,10 @@ def _nothing() -> None:
     return None
 
 
+def nowhere(message: bytes) -> None:
+    """Where messages go while no stream is open."""
+
+
 @usual("caller_audio", "app_text", "tick", GAP_TICKS=GAP_TICKS, STALL_TICKS=STALL_TICKS)
 class Session(Carried):
     """See the module's text. `app_blocked` is set by the shell while the application's socket takes no more."""
@@ -148,6 +152,10 @@ class Session(Carried):
     def lost(self) -> None:
         """The stream is over, and there is nobody to tell."""
         self._open = self._flowing = False
+
+    def let_go(self) -> None:
+        """The call is over: its last stream is not referred to any more."""
+        self._send = nowhere
 
     def switch(self, spec: CallSpec, dialect: Dialect, times: TurnTimes) -> None:
         """Another application takes over: what the one before has left is dropped. The stream starts at `open`."""

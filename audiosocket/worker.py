@@ -21,6 +21,7 @@ from audiosocket.callspec import CallSpec, EndReason, LegOrder, MediaFigures
 from audiosocket.clock import Clock
 from audiosocket.durations import TurnTimes
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
+from audiosocket.garbage import collect_when_quiet
 from audiosocket.legs.audiosocket import AudioSocketLeg
 from audiosocket.legs.base import MediaLeg
 from audiosocket.legs.chan_websocket import WebSocketLeg
@@ -165,13 +166,15 @@ class Worker:
         orders = asyncio.create_task(self._source.orders(options.worker_id, self._order), name="orders")
         load = asyncio.create_task(self.load.watch(), name="load")
         heartbeat = asyncio.create_task(self.readiness.heartbeat(), name="heartbeat")
+        garbage = asyncio.create_task(collect_when_quiet(lambda: self.active), name="garbage")
         try:
             await stop.requested.wait()
             await self._drain(stop)
         finally:
             load.cancel()
             heartbeat.cancel()
-            await asyncio.gather(load, heartbeat, return_exceptions=True)
+            garbage.cancel()
+            await asyncio.gather(load, heartbeat, garbage, return_exceptions=True)
             notify(f"STATUS=ending\nEXTEND_TIMEOUT_USEC={CLOSING_SECONDS * 1_000_000}")
             server.close()
             if websockets is not None:
@@ -259,6 +262,7 @@ class Worker:
             self.ended[reason] = self.ended.get(reason, 0) + 1
             self._carried.append(spec.call_id)
             del self.calls[spec.call_id]
+            call.let_go()
 
     def _take_place(self, leg: MediaLeg, spec: CallSpec) -> None:
         """A leg for a call that has had one."""

@@ -283,10 +283,11 @@ async def test_a_close_that_is_never_answered_is_waited_for_only_so_long(
         if not reads:
             for _ in range(2000):
                 stream.send(b"x" * 4000)
+        transport = stream.transport
         began = asyncio.get_running_loop().time()
         await stream.close()
         assert 0.15 < asyncio.get_running_loop().time() - began < 1.5
-        await until(lambda: stream.transport.is_disconnected, "the connection's end")
+        await until(lambda: transport.is_disconnected, "the connection's end")
         if reads:
             async with asyncio.timeout(5):
                 await gone.wait()
