@@ -290,8 +290,22 @@ class Dialler:
 
 async def _connected(host: str, port: int) -> socket.socket:
     """A TCP connection. Raises `OSError`."""
-    addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return await start_connection(addresses, happy_eyeballs_delay=EYEBALLS_SECONDS)
+    loop = asyncio.get_running_loop()
+    try:  # an address needs no resolver, and no thread to wait for it
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    if len(addresses) > 1:
+        return await start_connection(addresses, happy_eyeballs_delay=EYEBALLS_SECONDS)
+    family, kind, protocol, _, address = addresses[0]
+    connection = socket.socket(family, kind, protocol)
+    try:
+        connection.setblocking(False)
+        await loop.sock_connect(connection, address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _refusal(error: Exception, timeout_seconds: float) -> ApplicationError:

@@ -110,11 +110,12 @@ class MediaFormat(StrEnum):
     @property
     def sample_rate(self) -> int:
         """In Hz, for both directions."""
-        return next((rate for rate, wideband in WIDEBAND.items() if wideband is self), 8000)
+        return _RATES[self]
 
 
 WIDEBAND = {16000: MediaFormat.SLIN16, 24000: MediaFormat.SLIN24}
 """What Asterisk is asked for at a sample rate (Hz) that is not 8 kHz."""
+_RATES = dict.fromkeys(MediaFormat, 8000) | {form: rate for rate, form in WIDEBAND.items()}
 
 
 class EndReason(StrEnum):

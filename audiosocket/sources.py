@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 import structlog
 
 from audiosocket.breakers import Breakers, MemoryBreakers
@@ -111,17 +112,16 @@ class StandaloneSource:
             if len(self._seen) > REMEMBERED_UUIDS:
                 self._seen.popitem(last=False)
         now_ms = time.time_ns() // 1_000_000
-        values = {name: getattr(self._template, name) for name in CallSpec.__struct_fields__}
-        values |= {
+        return msgspec.structs.replace(
+            self._template,
             # The dialplan's UUID is what its author can look up again; every call gets ids of its own all the same.
-            "call_id": leg_uuid if not self._accept_any else str(uuid.uuid4()),
-            "leg_uuid": leg_uuid,
-            "call_sid": leg_uuid.replace("-", ""),
-            "stream_sid": uuid.uuid4().hex,
-            "created_at_ms": now_ms,
-            "expires_at_ms": now_ms,
-        }
-        return CallSpec(**values)
+            call_id=leg_uuid if not self._accept_any else str(uuid.uuid4()),
+            leg_uuid=leg_uuid,
+            call_sid=leg_uuid.replace("-", ""),
+            stream_sid=uuid.uuid4().hex,
+            created_at_ms=now_ms,
+            expires_at_ms=now_ms,
+        )
 
     async def report(self, spec: CallSpec, report: CallReport) -> None:
         return None  # the log line of the ended call is all that a standalone worker leaves

@@ -147,6 +147,22 @@ async def dial(
     return await Dialler().dial(url, headers or {}, seconds, LIMIT, owner or Owner())
 
 
+async def test_an_address_is_dialled_without_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def asked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the resolver was asked")
+
+    async def closes(peer: Peer) -> None:
+        assert (await peer.receive())[0] == CLOSE
+        peer.send(CLOSE, struct.pack("!H", 1000))
+
+    async with serving(opened(closes)) as url:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", asked)
+        stream = await dial(url)
+        await stream.close()
+        with pytest.raises(AssertionError, match="resolver"):
+            await dial(url.replace("127.0.0.1", "localhost"))
+
+
 async def refused(url: str, *, seconds: float = 5) -> tuple[str, str]:
     """Why a stream could not be opened: reason and detail."""
     with pytest.raises(ApplicationError) as caught:
