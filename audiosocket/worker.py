@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import structlog
 from aiohttp import web
 
+from audiosocket import descriptors
 from audiosocket.app_stage import CallServices
 from audiosocket.app_stream import Dialler
 from audiosocket.breakers import BreakerDesk
@@ -147,6 +148,7 @@ class Worker:
                 f"gateway.listen {options.host}:{options.port}: {error.strerror}: is another worker running there?"
             ) from None
         self.port = server.sockets[0].getsockname()[1]
+        descriptors.make_room(server.sockets[0].fileno(), (self.capacity + SPARE_CONNECTIONS) * descriptors.OF_A_CALL)
         try:
             self.rtp = RtpPort(options.rtp_host, options.rtp_port) if options.rtp_host else None
         except OSError as error:
