@@ -57,14 +57,16 @@ class AfterSettings(FailureAfterSettings):
 
 
 def check_after(
-    applications: Mapping[str, tuple[AfterSettings, FailureAfterSettings]], contacts: Mapping[str, str | None]
+    applications: Mapping[str, tuple[AfterSettings, FailureAfterSettings]],
+    contacts: Mapping[str, str | None],
+    keys: tuple[str, str] = ("after", "fallback.after"),
 ) -> None:
     """Raises `ValueError` for what only the whole file shows: an application or trunk that is not there, a circle.
 
-    `applications`: `after` and `fallback.after` of each. `contacts`: the trunks' SIP addresses.
+    `applications`: of each the settings under the two `keys`. `contacts`: the trunks' SIP addresses.
     """
     for name, (after, failure_after) in applications.items():
-        for key, transfer in (("after", after.transfer), ("fallback.after", failure_after.transfer)):
+        for key, transfer in zip(keys, (after.transfer, failure_after.transfer), strict=True):
             if transfer is None:
                 continue
             place = f"applications.{name}.{key}.transfer.trunk {transfer.trunk!r}"
@@ -74,7 +76,7 @@ def check_after(
                 raise ValueError(f"{place} has no contact to be called at: add it to the trunk")
         chain = [name]
         while (following := applications[chain[-1]][0].application) is not None:
-            place = f"applications.{chain[-1]}.after.application {following!r}"
+            place = f"applications.{chain[-1]}.{keys[0]}.application {following!r}"
             if following not in applications:
                 raise ValueError(f"{place} is not defined: one of {', '.join(sorted(applications))}")
             if following in chain:

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, SecretStr, Tag, ValidationError, fiel
 
 from ari_app.after import AfterSettings
 from ari_app.failure import CircuitBreakerSettings, FallbackSettings
+from ari_app.limit import LimitSettings
 from audiosocket.runtime.config import Secret, Settings
 from audiosocket.settings import (
     MAX_URL_CHARACTERS,
@@ -82,6 +83,7 @@ class _Application(Settings):
     """Whether it may send digits to the caller."""
     fallback: FallbackSettings = FallbackSettings()
     circuit_breaker: CircuitBreakerSettings = CircuitBreakerSettings()
+    limit: LimitSettings = LimitSettings()
 
     @model_validator(mode="after")
     def _nobody_sends_digits(self) -> Self:
@@ -115,6 +117,15 @@ class _Application(Settings):
                     f"fallback.{key}: with one_way and after.extension or after.transfer the caller has gone on when"
                     " the application fails: remove it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _fork_is_never_kept_waiting(self) -> Self:
+        if self.forks and self.limit.when_full != "reject":
+            raise ValueError(
+                f"limit.when_full: {self.limit.when_full}: with one_way and after.extension or after.transfer the"
+                " caller goes on at once when the application is full: remove it"
+            )
         return self
 
     def media_rate(self) -> int:

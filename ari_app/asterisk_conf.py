@@ -24,6 +24,7 @@ from typing import Any
 import jinja2
 from pydantic import BaseModel, SecretStr
 
+from ari_app.limit import hold_sounds
 from ari_app.settings import Config
 from audiosocket.errors import ConfigError
 from audiosocket.settings import split_host_port
@@ -165,7 +166,11 @@ def _context(config: Config, layout: AsteriskLayout) -> dict[str, Any]:
             )
     asterisk.ami.permit = _clients(asterisk.ami.host)
     asterisk.sip_host, _ = _listener(asterisk.sip_listen)
-    afters = [after for each in config.applications.values() for after in (each.after, each.fallback.after)]
+    afters = [
+        after
+        for each in config.applications.values()
+        for after in (each.after, each.fallback.after, each.limit.redirect)
+    ]
     asterisk.sip_wildcard = ipaddress.ip_address(asterisk.sip_host).is_unspecified
     return {
         "node": _placed(config.node, "node"),
@@ -175,6 +180,9 @@ def _context(config: Config, layout: AsteriskLayout) -> dict[str, Any]:
         "controller": _placed(config.controller, "controller"),
         "after_extension": any(after.extension is not None for after in afters),
         "after_transfer": any(after.transfer is not None for after in afters),
+        "hold_sounds": _placed(
+            hold_sounds(each.limit for each in config.applications.values()), "a sound in limit.queue.hold_audio"
+        ),
         "layout": SimpleNamespace(
             **{name: _placed(value, f"{name} of the layout") for name, value in asdict(layout).items()}
         ),

@@ -12,13 +12,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from ari_app.after import check_after
 from ari_app.applications import ApplicationSettings
+from ari_app.limit import check_limits
 from audiosocket.callspec import WIDEBAND
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
 from audiosocket.settings import Address, HostPort, Network, NodeSettings, Pair, absolute_paths
+
+MIN_TOKEN_CHARACTERS = 16
+"""Of a token of the HTTP interface: what nobody guesses."""
 
 
 class Codec(StrEnum):
@@ -78,6 +82,15 @@ class AsteriskSettings(Settings):
     """Sound that a caller hears when the controller is away."""
     fallback_extension: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,40}$")] | None = None
     """Extension in the dialplan's `trunkbridge-fallback` context to continue at, after the prompt."""
+    music: dict[Name, Annotated[str, Field(pattern=r"^/", max_length=400)]] = Field(default_factory=dict)
+    """Music on hold: names, and folders on this node with the sound files."""
+
+    @field_validator("music")
+    @classmethod
+    def _class_of_ours(cls, value: dict[str, str]) -> dict[str, str]:
+        if "general" in value:
+            raise ValueError("general names a section of Asterisk's own: choose another name")
+        return value
 
 
 class TrunkSettings(Settings):
@@ -174,6 +187,22 @@ class ControllerSettings(Settings):
     """Room on disk for call records while PostgreSQL is away."""
 
 
+class ApiSettings(Settings):
+    """The HTTP interface that applications' operators and inference clusters call (see docs/api.md)."""
+
+    listen: HostPort = "127.0.0.1:8090"
+    tokens: dict[Name, Secret] = Field(default_factory=dict)
+    """Bearer tokens, each under the name of whom it was given to; none: nobody is let in."""
+
+    @field_validator("tokens")
+    @classmethod
+    def _long_enough(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        short = [name for name, token in value.items() if len(token.get_secret_value()) < MIN_TOKEN_CHARACTERS]
+        if short:
+            raise ValueError(f"the token of {short[0]} is too short: at least {MIN_TOKEN_CHARACTERS} characters")
+        return value
+
+
 class Config(NodeSettings):
     """The whole file."""
 
@@ -183,6 +212,7 @@ class Config(NodeSettings):
     applications: Annotated[dict[Name, ApplicationSettings], Field(min_length=1)]
     routes: Annotated[list[RouteSettings], Field(min_length=1)]
     controller: ControllerSettings = ControllerSettings()
+    api: ApiSettings = ApiSettings()
 
     @model_validator(mode="after")
     def _whole(self) -> Config:
@@ -192,35 +222,31 @@ class Config(NodeSettings):
             if route.application not in self.applications:
                 known = ", ".join(sorted(self.applications))
                 raise ValueError(f"routes[{index}].application {route.application!r} is not defined: one of {known}")
-            rate = self.applications[route.application].media_rate()
-            if rate != 8000 and route.media_format != "trunk":
-                raise ValueError(
-                    f"routes[{index}].media_format: {route.media_format} has 8000 Hz and application"
-                    f" {route.application!r} {rate}: remove it, which makes it {WIDEBAND[rate]}"
-                )
             for trunk in route.trunks:
                 if trunk not in self.trunks:
                     known = ", ".join(sorted(self.trunks))
                     raise ValueError(f"routes[{index}].trunks: {trunk!r} is not defined: one of {known}")
-            application = self.applications[route.application]
-            if route.answer == "when_speaking" and application.one_way:
-                raise ValueError(
-                    f"routes[{index}].answer: application {route.application!r} only listens (one_way) and never"
-                    " speaks: make it when_connected"
-                )
-            given = application.custom_parameters | route.custom_parameters
-            try:
-                application.check_custom_parameters(given)
-                if application.fallback.url is not None:
-                    application.model_copy(update={"url": application.fallback.url}).check_custom_parameters(given)
-            except ValueError as error:
-                raise ValueError(f"routes[{index}] with application {route.application!r}: {error}") from None
+            self._takes(index, route, route.application)
         self._unreachable_routes()
+        contacts = {name: trunk.contact for name, trunk in self.trunks.items()}
         check_after(
             {name: (application.after, application.fallback.after) for name, application in self.applications.items()},
-            {name: trunk.contact for name, trunk in self.trunks.items()},
+            contacts,
         )
+        limits = {name: application.limit for name, application in self.applications.items()}
+        check_limits(limits, contacts, self.asterisk.music)
+        for index, route in enumerate(self.routes):
+            redirected = limits[route.application].redirect.application
+            while redirected is not None:
+                self._takes(index, route, redirected)
+                redirected = limits[redirected].redirect.application
         for name, application in self.applications.items():
+            redirected = application.limit.redirect.application
+            if redirected is not None and self.applications[redirected].forks:
+                raise ValueError(
+                    f"applications.{name}.limit.redirect.application {redirected!r} listens while the caller goes on"
+                    " elsewhere (one_way and after): only the first application of a call can"
+                )
             following = application.after.application
             if following is not None and self.applications[following].forks:
                 raise ValueError(
@@ -248,6 +274,28 @@ class Config(NodeSettings):
                         raise ValueError(f"trunks.{name}.identify: {text} is claimed by trunk {owner!r} too")
                 claimed.append((network, name))
         return self
+
+    def _takes(self, index: int, route: RouteSettings, name: str) -> None:
+        """Raises `ValueError` when application `name` cannot take the calls of a route."""
+        application = self.applications[name]
+        rate = application.media_rate()
+        if rate != 8000 and route.media_format != "trunk":
+            raise ValueError(
+                f"routes[{index}].media_format: {route.media_format} has 8000 Hz and application {name!r} {rate}:"
+                f" remove it, which makes it {WIDEBAND[rate]}"
+            )
+        if route.answer == "when_speaking" and application.one_way:
+            raise ValueError(
+                f"routes[{index}].answer: application {name!r} only listens (one_way) and never speaks: make it"
+                " when_connected"
+            )
+        given = application.custom_parameters | route.custom_parameters
+        try:
+            application.check_custom_parameters(given)
+            if application.fallback.url is not None:
+                application.model_copy(update={"url": application.fallback.url}).check_custom_parameters(given)
+        except ValueError as error:
+            raise ValueError(f"routes[{index}] with application {name!r}: {error}") from None
 
     def _unreachable_routes(self) -> None:
         seen: dict[tuple[str, str], int] = {}

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator,
 from audiosocket.postgres_url import postgres_hosts
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
 
-CONTROL_SECTIONS = frozenset({"asterisk", "trunks", "phones", "applications", "routes", "controller"})
+CONTROL_SECTIONS = frozenset({"asterisk", "trunks", "phones", "applications", "routes", "controller", "api"})
 """Sections of the same file that a gateway leaves to the control plane."""
 
 

@@ -24,6 +24,7 @@ from ari_app.call.machine import State
 from ari_app.controller.controller import Controller
 from ari_app.domain.ids import BridgeId, ChannelId, Kind, parse
 from ari_app.domain.pbx_breaker import PbxBreaker
+from ari_app.errors import NoCapacity
 from ari_app.fleet.leases import Held, Lease, Renewal
 from ari_app.settings import Config
 from ari_app.store.present import Command
@@ -70,17 +71,24 @@ def kind_of(identifier: str) -> Kind | None:
     return None if ours is None else ours.kind
 
 
-def config(answer: str = "at_once", application: dict[str, Any] | None = None, **controller: Any) -> Config:
-    """A configuration with one trunk, one application (and one that may follow it), and short limits."""
+def config(
+    answer: str = "at_once",
+    application: dict[str, Any] | None = None,
+    *,
+    following: dict[str, Any] | None = None,
+    **controller: Any,
+) -> Config:
+    """A configuration with one trunk, one application (and one that may follow it, with `following`), and short
+    limits."""
     secret = {"env": "PATH"}  # the one variable that is set everywhere
     data: dict[str, Any] = {
         "node": "pbx-1",
         "store": "embedded",
-        "asterisk": {"ari": {"password": secret}, "ami": {"password": secret}},
+        "asterisk": {"ari": {"password": secret}, "ami": {"password": secret}, "music": {"calm": "/srv/music"}},
         "trunks": {"carrier": {"identify": ["10.0.0.1"], "max_calls": 5, "contact": "10.0.0.1:5060"}},
         "applications": {
             "bot": {"url": "ws://bot/"} | (application or {}),
-            "next": {"url": "ws://next/", "after": {"extension": "next-done"}},
+            "next": {"url": "ws://next/", "after": {"extension": "next-done"}} | (following or {}),
         },
         "routes": [{"did": NUMBER, "application": "bot", "max_seconds": 600, "answer": answer}],
         "controller": {"setup_timeout_seconds": 0.2, "lease_seconds": 5} | controller,
@@ -201,6 +209,14 @@ class Neighbours:
     dialplan: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Channels that went on in the dialplan: context and extension."""
     variables: dict[str, dict[str, str]] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
+    """Applications' limits that were set at run time."""
+    asked_for: dict[str, str] = field(default_factory=dict)
+    """Call to application, of those that were granted a lease."""
+    line: list[str] = field(default_factory=list)
+    """Calls that wait, in their order."""
+    music: dict[str, str] = field(default_factory=dict)
+    """What callers hear who wait."""
     digits: list[str] = field(default_factory=list)
     """What was sent to callers."""
     tasks: deque[asyncio.Task[None]] = field(default_factory=deque)
@@ -389,6 +405,20 @@ class Neighbours:
     async def ring(self, identifier: ChannelId) -> None:
         await self._step("ring", lambda: self._need(identifier))
 
+    async def start_music(self, identifier: ChannelId, music: str) -> None:
+        def effect() -> None:
+            self._need(identifier)
+            self.music[identifier] = music
+
+        await self._step("start_music", effect)
+
+    async def stop_music(self, identifier: ChannelId) -> None:
+        def effect() -> None:
+            self._need(identifier)
+            del self.music[identifier]
+
+        await self._step("stop_music", effect)
+
     async def send_dtmf(self, identifier: ChannelId, digits: str) -> None:
         def effect() -> None:
             self._need(identifier)
@@ -520,10 +550,25 @@ class Neighbours:
 
     # Leases and Present
 
-    async def acquire(self, call_id: str, *, application: str = "") -> Lease:
+    async def leave_queue(self, call_id: str, application: str) -> None:
+        await self._step("leave_queue", lambda: self.line.remove(call_id) if call_id in self.line else None)
+
+    async def acquire(
+        self, call_id: str, *, application: str = "", limit: int | None = None, line_max: int = 0
+    ) -> Lease:
         def effect() -> Lease:
+            most = self.limits.get(application, limit)
+            ahead = self.line.index(call_id) if call_id in self.line else len(self.line)
+            taken = sum(each == application for call, each in self.asked_for.items() if call in self.held)
+            if most is not None and most - taken <= ahead and call_id not in self.held:
+                if call_id not in self.line and ahead < line_max:
+                    self.line.append(call_id)
+                raise NoCapacity("app_full", "scripted", ahead + 1 if call_id in self.line else 0)
+            if call_id in self.line:
+                self.line.remove(call_id)
+            self.asked_for[call_id] = application
+            self.granted[call_id] += call_id not in self.held
             self.held[call_id] = WORKER.worker_id
-            self.granted[call_id] += 1
             ports = {"rtp_port": 9292 if self.rtp else 0, "websocket_port": 9392 if self.websocket else 0}
             return Lease(replace(WORKER, **ports), TOKEN, self.config.node)
 

@@ -95,12 +95,17 @@ class Live:
         try:
             leases = Leases(redis, 30)
             ids = [f"{self.system.config.node}/{index}" for index in range(len(self.system.workers))]
+            names = list(self.system.config.applications)
             left: dict[str, Any] = {}
             for _ in range(100):
                 left = {
                     "channels": [channel.name for channel in await self.ari.list_channels()],
                     "bridges": [bridge.id for bridge in await self.ari.list_bridges()],
                     "leases": {key: value for key, value in (await leases.active(ids)).items() if value},
+                    "slots": {
+                        key: value for key, value in (await leases.active_of_applications(names)).items() if value
+                    },
+                    "waiting": {key: value for key, value in (await leases.waiting(names)).items() if value},
                     "sessions": await self.sessions(),
                 }
                 if not any(left.values()):

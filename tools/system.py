@@ -84,6 +84,7 @@ class System:
         self.standbys: list[Process] = []
         for number in range(standbys):
             self.standby(f"standby@{number}")
+        self.apis = [self._trunkbridge("api", "api_ready")] if self.config.api.tokens else []
         self.workers = [
             self._trunkbridge(
                 "gateway", "worker_ready", "--worker", str(index), name=f"gateway@{index}", prefix=worker_prefix
@@ -140,11 +141,12 @@ class System:
         await self.controller.start()
         await asyncio.gather(*(process.start() for process in self.standbys))
         done("the controller is connected: calls are answered")
+        await asyncio.gather(*(process.start() for process in self.apis))
 
     async def stop(self) -> None:
         """Stops everything, in reverse; what does not run is passed over."""
         # Who stands by goes first, and takes over nothing.
-        await asyncio.gather(*(process.stop() for process in self.standbys))
+        await asyncio.gather(*(process.stop() for process in (*self.apis, *self.standbys)))
         await self.controller.stop()
         await self.asterisk.stop()
         await asyncio.gather(*(process.stop() for process in (*self.workers, *self.applications.values())))
@@ -152,7 +154,7 @@ class System:
 
     async def kill(self) -> None:
         """Ends everything at once, calls or not; only the stores are let close their files, which takes no time."""
-        processes = (*self.standbys, self.controller, *self.workers, *self.applications.values())
+        processes = (*self.apis, *self.standbys, self.controller, *self.workers, *self.applications.values())
         await asyncio.gather(self.asterisk.kill(), *(process.kill() for process in processes))
         await asyncio.gather(*(process.stop() for process in self.stores))
 
@@ -164,7 +166,7 @@ class System:
 
     async def wait_failed(self) -> ProcessFailed:
         """Returns when one of the processes has ended by itself."""
-        processes = [*self.stores, self.controller, *self.workers, *self.applications.values()]
+        processes = [*self.stores, self.controller, *self.workers, *self.applications.values(), *self.apis]
         while True:
             for process in processes:
                 if not process.running:

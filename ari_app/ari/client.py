@@ -155,6 +155,15 @@ class AriClient:
         """Lets the caller hear ringing (SIP 180)."""
         await self._send("POST", _path("channels", channel_id, "ring"))
 
+    async def start_music(self, channel_id: ChannelId, music: str) -> None:
+        """Plays a class of music on hold to a channel, until it is ended or joins a bridge; the class of which there is
+        none is silent."""
+        await self._send("POST", _path("channels", channel_id, "moh"), {"mohClass": music})
+
+    async def stop_music(self, channel_id: ChannelId) -> None:
+        """Ends music on hold."""
+        await self._send("DELETE", _path("channels", channel_id, "moh"))
+
     async def hangup(
         self, channel_id: ChannelId, cause: int = Cause.NORMAL_CLEARING, *, missing_ok: bool = False
     ) -> bool:

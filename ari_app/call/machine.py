@@ -9,6 +9,9 @@ call that forks goes another way, in `FORKS`.
 
     TALKING or REPORTING: the leg is lost, the worker waits -> BROKEN -> REPLACING -> REJOINING -> TALKING
 
+    PLACING: the application is full -> QUEUED -> as from PLACING; a caller who has been answered -> ATTACHING
+             or he is to go elsewhere -----------> CONTINUING
+
     ATTACHING or PICKING_UP -> FORKING -> BRIDGING -> CONTINUING -> FORKED -> (UNFORKING -> PARTED ->) ENDING   a fork
 
 A call is **placed** when it holds a lease on a media worker and its call spec is in Redis; **attached** when the media
@@ -16,6 +19,9 @@ channel has entered Stasis; **talking** when caller and media are in one bridge.
 been answered; with the media attached he is **awaiting** the application's first word. When the media leg has gone the
 call is **reporting** until the worker has told why, which decides whether the caller is hung up or **continuing** in
 the dialplan.
+
+A caller whose application is full is **queued**, where that is what is to become of him: he hears ringing, or is
+answered and hears something else, and the call is placed when it is his turn.
 
 A call is **broken** when its leg is lost while both ends live: the worker holds its session. **Replacing** it, another
 media channel is made, which is put into the bridge: **rejoining**. That may happen again and again; whoever makes the
@@ -43,6 +49,7 @@ class State(StrEnum):
 
     NEW = "new"
     PLACING = "placing"
+    QUEUED = "queued"
     ANSWERING = "answering"
     ATTACHING = "attaching"
     RINGING = "ringing"
@@ -75,6 +82,14 @@ class Trigger(StrEnum):
     PLACED_HELD = "placed_held"
     """The caller is to be answered at the application's first word."""
     PLACE_FAILED = "place_failed"
+    QUEUED = "queued"
+    """The application is full, and the caller has a place in its line."""
+    PLACED_UP = "placed_up"
+    """It is the turn of a caller who has been answered while he waited."""
+    QUEUE_TIMEOUT = "queue_timeout"
+    """He has waited for as long as he may."""
+    SENT_ON = "sent_on"
+    """The application is full, and the caller is to go on elsewhere."""
     ANSWERED = "answered"
     ANSWER_FAILED = "answer_failed"
     MEDIA_STARTED = "media_started"
@@ -120,6 +135,8 @@ class Action(StrEnum):
     """What the call's actor does on a transition, in this order, up to the first one with an outcome."""
 
     PLACE = "place"
+    HOLD = "hold"
+    """Let a caller who waits hear something."""
     ANSWER = "answer"
     RING = "ring"
     ATTACH = "attach"
@@ -178,6 +195,14 @@ TABLE: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
     (State.PLACING, Trigger.PLACED): (State.ANSWERING, (Action.ANSWER,)),
     (State.PLACING, Trigger.PLACED_HELD): (State.RINGING, (Action.RING, Action.ATTACH)),
     (State.PLACING, Trigger.PLACE_FAILED): _ENDING,
+    (State.PLACING, Trigger.QUEUED): (State.QUEUED, (Action.HOLD,)),
+    (State.PLACING, Trigger.SENT_ON): _GOING_ON,
+    (State.QUEUED, Trigger.PLACED): (State.ANSWERING, (Action.ANSWER,)),
+    (State.QUEUED, Trigger.PLACED_HELD): (State.RINGING, (Action.RING, Action.ATTACH)),
+    (State.QUEUED, Trigger.PLACED_UP): (State.ATTACHING, (Action.ATTACH,)),
+    (State.QUEUED, Trigger.PLACE_FAILED): _ENDING,
+    (State.QUEUED, Trigger.SENT_ON): _GOING_ON,
+    (State.QUEUED, Trigger.ANSWER_FAILED): _ENDING,
     (State.ANSWERING, Trigger.ANSWERED): (State.ATTACHING, (Action.ATTACH,)),
     (State.ANSWERING, Trigger.ANSWER_FAILED): _ENDING,
     (State.ATTACHING, Trigger.MEDIA_STARTED): (State.BRIDGING, (Action.BRIDGE,)),
@@ -216,6 +241,7 @@ TABLE: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
 
 TIMERS: dict[State, Trigger] = {
     State.PLACING: Trigger.SETUP_TIMEOUT,
+    State.QUEUED: Trigger.QUEUE_TIMEOUT,
     State.ANSWERING: Trigger.SETUP_TIMEOUT,
     State.ATTACHING: Trigger.SETUP_TIMEOUT,
     State.RINGING: Trigger.SETUP_TIMEOUT,

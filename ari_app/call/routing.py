@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ari_app.applications import ApplicationSettings
 from ari_app.domain.hangup import Cause
@@ -32,12 +32,24 @@ class Admission:
     caller: str
     """E.164 where it can be, otherwise as the trunk gave it; empty for a withheld number."""
     callee: str
-    media_format: MediaFormat
+    narrowband: MediaFormat
+    """What the media leg carries to an application that has 8 kHz."""
+    answered: bool = False
+    """Whether the caller has been answered already, since he had to wait."""
 
     @property
     def held(self) -> bool:
         """Whether the caller rings until the application's first word."""
-        return self.route.answer != "at_once"
+        return self.route.answer != "at_once" and not self.answered
+
+    @property
+    def media_format(self) -> MediaFormat:
+        """What the media leg carries."""
+        return WIDEBAND.get(self.application.media_rate()) or self.narrowband
+
+    def redirected(self, name: str, application: ApplicationSettings, *, answered: bool) -> Admission:
+        """The admission to another application."""
+        return replace(self, application_name=name, application=application, answered=answered)
 
     def is_first_word(self, event: str) -> bool:
         """Whether a notice of this event is what the route answers on. Whoever speaks is connected."""
@@ -82,19 +94,25 @@ class Router:
             )
         if phone is not None:
             caller = phone.caller_id
-        application = config.applications[route.application]
-        media_format = WIDEBAND.get(application.media_rate())
-        if media_format is None:
-            codec = trunk.codecs[0].value if trunk else "ulaw"
-            media_format = MediaFormat(codec if route.media_format == "trunk" else route.media_format)
+        codec = trunk.codecs[0].value if trunk else "ulaw"
         return Admission(
             route=route,
             application_name=route.application,
-            application=application,
+            application=config.applications[route.application],
             caller=_caller(caller, country),
             callee=callee,
-            media_format=media_format,
+            narrowband=MediaFormat(codec if route.media_format == "trunk" else route.media_format),
         )
+
+    def readmit(self, line: str, callee: str, caller: str, name: str) -> Admission | None:
+        """The admission of a call that was admitted before, and waits for application `name`; None: the configuration
+        has changed, and takes it no more."""
+        application = self._config.applications.get(name)
+        try:
+            admission = self.admit(line, callee, caller, 0, 0)
+        except NotAdmitted:
+            return None
+        return None if application is None else admission.redirected(name, application, answered=False)
 
     def find(self, line: str, callee: str) -> RouteSettings | None:
         """The route for a normalised number, the most particular first. A phone is on no trunk's routes."""

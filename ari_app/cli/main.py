@@ -16,7 +16,9 @@ from audiosocket import __version__
 from audiosocket.errors import MediaError
 
 _COMMANDS = {
+    "api": ("ari_app.api.process:api", "Run the HTTP interface: applications' limits."),
     "appcheck": ("audiosocket.appcheck.command:appcheck", "Call an application before any caller does."),
+    "apps": ("ari_app.cli.apps:apps", "List applications, show and change their limits."),
     "calls": ("ari_app.cli.calls:calls", "List, show, watch and hang up calls."),
     "channels": ("ari_app.cli.channels:channels", "List, show and hang up Asterisk's live channels."),
     "completion": ("ari_app.cli.completion:completion", "Print the completion script of a shell."),

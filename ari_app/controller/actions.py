@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from ari_app.ari.errors import AriConflict, AriError, AriInvalid, AriMalformed, AriNotFound, AriUnavailable
 from ari_app.call.ending import GONE_UNSEEN
 from ari_app.call.fork import said
+from ari_app.call.full import line_max
 from ari_app.call.machine import AWAY, State, Trigger
 from ari_app.call.onward import Onward
 from ari_app.call.routing import Admission
@@ -37,7 +38,7 @@ from ari_app.domain.ids import (
     snoop_channel_id,
 )
 from ari_app.domain.termination import Termination
-from ari_app.errors import TrunkbridgeError
+from ari_app.errors import NoCapacity, TrunkbridgeError
 
 if TYPE_CHECKING:
     from ari_app.controller.actor import CallActor
@@ -65,6 +66,7 @@ class CallActions:
         self.lease_returned = False
         self.bridged = self.legs.started
         """The bridge may be there: removing one that is not is harmless."""
+        self._subscribed = False
         self._forks = forks
         self._services = services
         self._story = story
@@ -101,10 +103,12 @@ class CallActions:
         self.legs.leg_uuid = new_leg_uuid(os.urandom)
         row = self._story.row
         try:
-            # Without a subscription Asterisk does not tell when the caller's channel is destroyed, only that it left.
-            subscribed = asyncio.ensure_future(self._services.ari.subscribe(self.caller_channel))
+            subscribed = asyncio.ensure_future(self._subscribe())
             try:
-                lease = await self._services.leases.acquire(row.call_id, application=admission.application_name)
+                limit = admission.application.limit
+                lease = await self._services.leases.acquire(
+                    row.call_id, application=admission.application_name, limit=limit.calls, line_max=line_max(limit)
+                )
                 self.legs.worker, self.lease_token = lease.worker, lease.token
                 created_ms = time.time_ns() // 1_000_000
                 seconds = self._services.settings.spec_seconds
@@ -118,6 +122,8 @@ class CallActions:
         except (AriInvalid, AriNotFound):
             # Of a subscription to what does not exist Asterisk makes a 422. The tear-down finds out whether it is so.
             return Message(Trigger.CALLER_GONE, detail="gone before it was answered")
+        except NoCapacity as error:
+            return Message(Trigger.PLACE_FAILED, detail=str(error), reason=error.reason, place=error.place)
         except TrunkbridgeError as error:
             return Message(Trigger.PLACE_FAILED, detail=str(error), reason=error.reason)
         self._story.update(
@@ -128,6 +134,12 @@ class CallActions:
         )
         placed = Trigger.PLACED_HELD if admission.held else Trigger.PLACED
         return Message(placed, detail=self.legs.worker.worker_id)
+
+    async def _subscribe(self) -> None:
+        # Without it Asterisk does not tell when the caller's channel is destroyed, only that it left.
+        if not self._subscribed:
+            await self._services.ari.subscribe(self.caller_channel)
+            self._subscribed = True
 
     async def ring(self) -> Message | None:
         """Lets the caller hear ringing. A call that does not ring is no worse for it."""

@@ -26,6 +26,7 @@ from ari_app.controller.outcome import Outcome
 from ari_app.controller.rtp_leg import CallerDigit
 from ari_app.controller.services import Services
 from ari_app.controller.story import Story, now
+from ari_app.controller.waiting import ASK_SECONDS, Waiting
 from ari_app.domain.ids import CallId, ChannelId
 from ari_app.fleet.leases import Held
 from ari_app.store.records import CallRow
@@ -67,8 +68,8 @@ class CallActor:
         self._apart = False
         self._services = services
         self._story = story
-        self._admission = admission
         self._actions = CallActions(services, story, caller_channel, state, forks=forks)
+        self._waiting = Waiting(services, story, self._actions, admission, forks=forks)
         self._legs = self._actions.legs
         self.rtp_leg = self._legs.rtp
         self.caller_channel = caller_channel
@@ -79,6 +80,11 @@ class CallActor:
         self._outcome = Outcome(story, caller_channel, admission, self._fork, services.applications)
         self._limits = Limits(services.settings.setup_timeout_seconds, admission, self._legs.replacements)
         self._log = log.bind(call_id=self.call_id, trunk=self.line)
+
+    @property
+    def _admission(self) -> Admission | NotAdmitted | None:
+        """What the call is for now: a full application may have sent it to another one."""
+        return self._waiting.admission
 
     @property
     def media_channel(self) -> ChannelId:
@@ -201,9 +207,14 @@ class CallActor:
         """Carries the call to its end. Raises nothing but its own cancellation."""
         actions = self._actions
         try:
+            gone = None
             if self.machine.state is State.NEW:
                 await self._begin()
-            elif self.machine.state in AWAY and (gone := await actions.watch()) is not None:
+            elif self.machine.state in AWAY:
+                gone = await actions.watch()
+            elif self.machine.state is State.QUEUED:
+                gone = await self._waiting.resume()
+            if gone is not None:
                 await self._handle(gone)
             if self._apart and (gone := await actions.mend_bridge()) is not None:
                 await self._handle(gone)
@@ -212,10 +223,10 @@ class CallActor:
                     await self._step(Message(Trigger.SETTLED))
                 elif self._lost_unseen and self._inbox.empty():
                     self._lost_unseen = False
-                    for message in await actions.look():
-                        await self._handle(message)
-                else:
-                    await self._handle(await self._next())
+                    for seen in await actions.look():
+                        await self._handle(seen)
+                elif (message := await self._next()) is not None:
+                    await self._handle(message)
         except Exception as error:
             self._log.exception("call_actor_failed")
             self._outcome.fail(error, self.machine.state)
@@ -239,12 +250,13 @@ class CallActor:
             self._lost_unseen = True
             self._log.error("call_inbox_full", lost=self.lost_messages)
 
-    async def _next(self) -> _Told:
+    async def _next(self) -> _Told | None:
+        queued = self.machine.state is State.QUEUED
         try:
-            async with asyncio.timeout(max(0.0, self._limits.deadline - time.monotonic())):
+            async with asyncio.timeout(ASK_SECONDS if queued else max(0.0, self._limits.deadline - time.monotonic())):
                 return await self._inbox.get()
         except TimeoutError:
-            return Message(TIMERS[self.machine.state])
+            return await self._waiting.ask() if queued else Message(TIMERS[self.machine.state])
 
     async def _handle(self, message: _Told) -> None:
         if isinstance(message, CallReport):
@@ -315,8 +327,9 @@ class CallActor:
         actions = self._actions
         match action:
             case Action.PLACE:
-                assert isinstance(self._admission, Admission)
-                return await actions.place(self._admission)
+                return await self._waiting.place()
+            case Action.HOLD:
+                return await self._waiting.hold()
             case Action.ANSWER:
                 return await actions.answer()
             case Action.RING:
@@ -330,6 +343,7 @@ class CallActor:
             case Action.SNOOP:
                 return await actions.snoop(self)
             case Action.BRIDGE:
+                await self._waiting.quiet()
                 return await actions.join()
             case Action.RELEASE:
                 if isinstance(self._admission, Admission) and self._admission.held:
@@ -345,6 +359,7 @@ class CallActor:
             case Action.CONTINUE:
                 place = self._outcome.onward if self._fork is None else self._fork.place
                 assert place is not None
+                await self._waiting.quiet()
                 return await actions.go_on(place)
             case Action.DETACH:
                 await actions.detach()
@@ -352,7 +367,8 @@ class CallActor:
                 assert self._fork is not None
                 await actions.give_stream_back(self._fork.parted(self._outcome.report))
             case Action.TEAR_DOWN:
-                await actions.tear_down(self._outcome.hangup_cause())
+                # No caller is kept for a Redis that does not answer.
+                await asyncio.gather(self._waiting.leave(), actions.tear_down(self._outcome.hangup_cause()))
             case Action.CLOSE:
                 await actions.tidy(self._outcome.hangup_cause())
                 await self._give_back()
@@ -361,6 +377,7 @@ class CallActor:
         return None
 
     async def _give_back(self) -> None:
+        await self._waiting.leave()
         await self._actions.give_lease_back()
         await self._take_late()
         termination = self._outcome.final()

@@ -28,6 +28,7 @@ class Limits:
         self._setup_seconds = setup_seconds
         self._max_seconds = 0.0
         self._ends = 0.0
+        self._waited = False
         if isinstance(admission, Admission):
             self._max_seconds = admission.route.max_seconds
             if admission.held:
@@ -40,7 +41,10 @@ class Limits:
         self.deadline = self._ends = time.monotonic() + max(0.0, seconds)
 
     def enter(self, state: State) -> None:
-        """The call enters `state`."""
+        """The call enters `state`. How long one may be queued is not said here (`Waiting.until`)."""
+        if self._waited and state is not State.QUEUED:
+            self._began = time.monotonic()  # what he has waited is not the set-up's
+        self._waited = state is State.QUEUED
         self.deadline = self._limit(state)
 
     def _limit(self, state: State) -> float:

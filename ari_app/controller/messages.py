@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ari_app.call.machine import Trigger
+from ari_app.call.onward import Onward
 from ari_app.domain.ids import ChannelId
 
 
@@ -20,5 +21,9 @@ class Message:
     """The ending's reason, where the trigger alone does not say it."""
     destroyed: ChannelId | None = None
     """This channel is gone for good."""
+    place: int = 0
+    """Of a call that was not placed: its place in the line of its application, from 1; 0: it has none."""
+    onward: Onward | None = None
+    """Of a caller whose application is full: where he goes on."""
     media: ChannelId | None = None
     """The media channel that this is about, which may be that of an earlier leg; None: it is about no certain one."""

@@ -48,6 +48,15 @@ class Outcome:
     def conclude(self, message: Message, source: State, target: State) -> None:
         """`message` has moved the call. The first thing that ends a call is why it ended; that the caller goes on is
         said in addition."""
+        if message.trigger is Trigger.SENT_ON:
+            self.onward = message.onward
+            self.termination = ending.of_trigger(
+                Trigger.PLACE_FAILED,
+                connected=False,
+                reason=message.reason,
+                detail=message.detail,
+                cause=message.cause,
+            )
         if target not in OVER:
             if self._fork is not None:
                 self._fork.moved(target, message.trigger, message.reason, message.detail)

@@ -24,11 +24,13 @@ from ari_app.controller.controller import Controller
 from ari_app.controller.duty import Duty, Parts
 from ari_app.controller.host_lock import HostLock
 from ari_app.controller.status import serve_status
+from ari_app.fleet.app_limits import AppLimits
 from ari_app.fleet.leases import Leases
 from ari_app.fleet.marks import Marks
 from ari_app.settings import Config, ControllerSettings, load
 from ari_app.store.calls import CallStore
 from ari_app.store.controllers import Controllers
+from ari_app.store.limits import LimitStore
 from ari_app.store.postgres import open_pool
 from ari_app.store.present import CommandReader, Present, ReportReader
 from ari_app.store.spool import SPOOL_FOLDER, Spool
@@ -125,6 +127,8 @@ async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: Stop
             controller = Controller(
                 config, client, leases, Present(redis), calls, writer, marked=lambda: config.node in marks.known
             )
+            settings = {name: application.limit for name, application in config.applications.items()}
+            limits = AppLimits(redis, leases, LimitStore(pool), settings)
             stream = EventStream(
                 client,
                 on_event=controller.on_event,
@@ -156,6 +160,7 @@ async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: Stop
                         tasks.create_task(commands.run(controller.on_command), name="commands"),
                         tasks.create_task(controller.renew_leases(), name="leases"),
                         tasks.create_task(marks.keep(), name="marks"),
+                        tasks.create_task(limits.keep(), name="limits"),
                         tasks.create_task(controller.watch_asterisk(), name="asterisk"),
                         tasks.create_task(controller.watch_workers(), name="workers"),
                         tasks.create_task(controller.end_leftovers(), name="leftovers"),

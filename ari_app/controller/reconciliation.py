@@ -25,7 +25,7 @@ from ari_app.controller.actor import CallActor
 from ari_app.controller.live_calls import LiveCalls
 from ari_app.controller.messages import Message
 from ari_app.controller.story import from_ms
-from ari_app.domain.ids import BridgeId, ChannelId, Kind, bridge_id, last_legs, parse
+from ari_app.domain.ids import BridgeId, CallId, ChannelId, Kind, bridge_id, last_legs, parse
 from ari_app.errors import StoreUnavailable
 from ari_app.settings import Config
 from ari_app.store.calls import CallStore
@@ -185,6 +185,13 @@ class Reconciliation:
             # A caller who was handed to the dialplan is not ours to end, and ours to watch only while his call forks.
             caller_here = channel is not None and self._is_ours(channel)
             state = self._adopted_state(row, in_dialplan=channel is not None and not caller_here)
+            if row.state == State.QUEUED.value and caller_here and CallId(row.call_id) not in legs:
+                names = (row.trunk or "", row.callee or "", row.caller or "", row.application or "")
+                admission = self._router.readmit(*names)
+                if admission is not None:
+                    adopted.append(self._live.start(row, caller, admission, State.QUEUED))
+                    self._live.counts["adopted"] += 1
+                    continue
             actor = self._live.start(row, caller, None, state)
             actor.know_leg(legs.get(actor.call_id))
             for ours in (actor.media_channel, actor.snoop_channel):
@@ -212,7 +219,7 @@ class Reconciliation:
         state = _STATES.get(row.state, State.NEW)
         if state in AWAY or (in_dialplan and fork_place(row.application or "", self._config.applications) is not None):
             return state if state is State.PARTED else State.FORKED
-        return State.TALKING if state in (State.NEW, State.ENDING) else state
+        return State.TALKING if state in (State.NEW, State.QUEUED, State.ENDING) else state
 
     def _is_ours(self, channel: Channel) -> bool:
         ours = parse(channel.id)

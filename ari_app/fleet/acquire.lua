@@ -20,8 +20,10 @@ if live and not excluded[record.worker] then
     end
 end
 
--- The application's slots. Those who wait ahead have the first of them that are free.
+-- The application's slots: what was set at run time takes the place of its limit. Those who wait ahead have the first
+-- that are free.
 local place, waiting = 0, false
+if application ~= '' then limit = tonumber(redis.call('HGET', prefix .. 'app-limits', application)) or limit end
 if application ~= '' and limit >= 0 and not (live and record.application == application) then
     local gone = redis.call('ZRANGEBYSCORE', line_ends, '-inf', now)
     for _, other in ipairs(gone) do

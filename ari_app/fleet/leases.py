@@ -30,6 +30,7 @@ token was given back. All of these keys expire by themselves, some minutes after
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -48,6 +49,9 @@ RENEW_BATCH = 200
 """Leases that one script renews: Redis does nothing else meanwhile."""
 WAIT_SECONDS = 5.0
 """How long a waiting call keeps its place in an application's line without asking again."""
+
+LIMITS_KEY = f"{KEY_PREFIX}app-limits"
+"""Limits that were set at run time (hash, application to calls): they take the place of `acquire`'s `limit`."""
 
 _WHY = {
     "no_workers": "no media worker is registered: is a gateway running, and does it reach this Redis?",
@@ -136,7 +140,8 @@ class Leases:
     ) -> Lease:
         """A worker for an inbound call of this PBX node, leased for `lease_seconds`. Raises `NoCapacity`.
 
-        `limit`: calls that `application` may have at once, in the whole cluster. `line_max` over 0: the call waits when
+        `limit`: calls that `application` may have at once, in the whole cluster, unless `LIMITS_KEY` has another for
+        it. `line_max` over 0: the call waits when
         the limit is reached, unless so many wait already; it asks again within `WAIT_SECONDS` or loses its place, and
         the refusal says which place it has. `exclude`: ids of workers that are not to be chosen.
         """
@@ -222,6 +227,18 @@ class Leases:
     async def active_of_applications(self, applications: Collection[str]) -> dict[str, int]:
         """How many leases the calls of each of these applications have."""
         return await self._counted("app-leases:", applications)
+
+    async def waiting(self, applications: Collection[str]) -> dict[str, int]:
+        """How many calls wait in the line of each of these applications."""
+        return await self._counted("app-line-ends:", applications)
+
+    async def pairs_of_application(self, application: str) -> dict[str, int]:
+        """How many leases the calls of an application have on the workers of each pair."""
+        async with redis_call(redis_unavailable):
+            calls: Any = await self._redis.zrange(f"{KEY_PREFIX}app-leases:{application}", 0, -1)
+            records: Any = await self._redis.mget([f"{KEY_PREFIX}lease:{call.decode()}" for call in calls] or ["-"])
+        # token, worker, PBX node, pair, application: see common.lua
+        return dict(Counter(record.decode().split(" ")[3] for record in records if record is not None))
 
     async def _counted(self, kind: str, names: Collection[str]) -> dict[str, int]:
         async with redis_call(redis_unavailable):

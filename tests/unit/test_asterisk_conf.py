@@ -45,6 +45,7 @@ FULL: dict[str, Any] = {
         "rtp": {"first": 20000, "last": 20999},
         "fallback_prompt": "all-circuits-busy-now",
         "fallback_extension": "front-desk",
+        "music": {"calm": "/srv/music/calm"},
     },
     "trunks": {
         "carrier": {
@@ -56,7 +57,11 @@ FULL: dict[str, Any] = {
         },
     },
     "applications": {
-        "echo": {"url": "ws://127.0.0.1:1/", "after": {"extension": "survey"}},
+        "echo": {
+            "url": "ws://127.0.0.1:1/",
+            "after": {"extension": "survey"},
+            "limit": {"calls": 2, "when_full": "queue", "queue": {"hold_audio": "sound:queue-thankyou"}},
+        },
         "desk": {"url": "ws://127.0.0.1:1/", "fallback": {"after": {"transfer": {"to": "1000", "trunk": "carrier"}}}},
     },
     "routes": [{"did": "*", "application": "echo"}],

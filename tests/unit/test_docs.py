@@ -25,7 +25,9 @@ from ari_app.call.routing import NotAdmitted
 from ari_app.cli.main import trunkbridge
 from ari_app.domain.hangup import Cause
 from ari_app.domain.termination import Result, Termination
+from ari_app.limit import WebhookSettings
 from ari_app.settings import (
+    ApiSettings,
     AsteriskSettings,
     ControllerSettings,
     PhoneSettings,
@@ -130,9 +132,11 @@ SECTIONS = {
     "## applications": [*of_applications()],
     **{f"### dialect_options of {name}": [*fields(options(name))] for name in DIALECTS},
     "### transfer": [*fields(TransferSettings)],
+    "### webhook": [*fields(WebhookSettings)],
     "## routes": [*fields(RouteSettings)],
     "## gateway": [*fields(GatewaySettings)],
     "## controller": [*fields(ControllerSettings)],
+    "## api": [*fields(ApiSettings)],
 }
 
 
