@@ -314,8 +314,6 @@ LATE: frozenset[Trigger] = frozenset(
 """Triggers from outside, which may reach a call that has moved on; there they change nothing."""
 
 OVER = frozenset({State.ENDING, State.ENDED})
-LASTING = frozenset({State.TALKING}) | AWAY
-"""A call in one of these may be left to the next controller, which takes it over as it is."""
 
 
 class IllegalTransition(Exception):

@@ -17,7 +17,7 @@ import structlog
 from ari_app.ari.errors import AriError, AriNotFound
 from ari_app.call import ending
 from ari_app.call.fork import Fork, fork_place
-from ari_app.call.machine import AWAY, HELD, LASTING, OVER, TIMERS, Action, CallMachine, State, Trigger
+from ari_app.call.machine import AWAY, HELD, OVER, TIMERS, Action, CallMachine, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted
 from ari_app.controller.actions import CallActions
 from ari_app.controller.limits import Limits
@@ -95,11 +95,6 @@ class CallActor:
     def channels(self) -> list[ChannelId]:
         """All that the call has had, those of its lost legs included."""
         return [self.caller_channel, self.snoop_channel, *self._legs.channels()]
-
-    @property
-    def at_rest(self) -> bool:
-        """Whether nothing is under way that the next controller could not finish."""
-        return self.machine.state in LASTING and self._inbox.empty()
 
     @property
     def media_started(self) -> bool:

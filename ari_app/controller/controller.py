@@ -48,7 +48,6 @@ from audiosocket.callspec import CallNotice, CallReport
 
 PING_SECONDS = 1.0
 """Between two pings of Asterisk, and the longest that one may take."""
-REST_POLL_SECONDS = 0.005
 REFUSALS = {
     "asterisk_slow": "Asterisk does not answer in time",
     "node_cordoned": "this node is cordoned, or being drained: `trunkbridge nodes resume` takes it back",
@@ -120,16 +119,6 @@ class Controller:
         if self._marked():
             return "cordoned, or being drained"
         return ""
-
-    async def at_rest(self, seconds: float) -> None:
-        """Waits for a moment in which no call is being set up or ended, for so long at most: the next controller could
-        not finish that, and new calls come meanwhile."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while True:
-                    if all(actor.at_rest for actor in self._live.actors.values()):
-                        return
-                    await asyncio.sleep(REST_POLL_SECONDS)
 
     # The event stream's callbacks
 

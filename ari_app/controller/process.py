@@ -45,8 +45,6 @@ FLUSH_SECONDS = 10.0
 """How long the last records may take to reach PostgreSQL when the controller stops."""
 REPLAY_SECONDS = 5.0
 """How long calls that are to be adopted, and new ones behind them, wait for a PostgreSQL that is written to."""
-REST_SECONDS = 2.0
-"""How long a controller that stops goes on with calls that are being set up or ended: mostly some ms."""
 WATCHDOG_SECONDS = 5.0
 POLL_SECONDS = 0.05
 EXIT_REPLACED = 3
@@ -169,7 +167,6 @@ async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: Stop
                     duty.stopping = True
                     notify("STOPPING=1")
                     log.info("controller_stopping", calls=controller.active)
-                    await controller.at_rest(REST_SECONDS)
                     for part in parts:
                         part.cancel()
             finally:

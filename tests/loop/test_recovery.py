@@ -203,31 +203,6 @@ async def test_a_caller_whom_nobody_has_done_anything_for_gets_his_call(pbx: Nei
     assert {row.reason for row in pbx.records.closed} == {"controller_restarted", "operator_hangup"}
 
 
-async def test_a_controller_that_stops_is_at_rest_when_every_call_is_up_or_over(pbx: Neighbours) -> None:
-    held = asyncio.Event()
-
-    async def hold(_: Neighbours) -> None:
-        await held.wait()
-
-    pbx.faults["answer"] = Fault(before=hold)
-    pbx.arrive()
-    await until(lambda: "answer" in pbx.steps, "the caller being answered")
-    began = time.monotonic()
-    await pbx.controller.at_rest(0.1)
-    assert time.monotonic() - began >= 0.1  # it waits for no call longer than it was told to
-    resting = asyncio.ensure_future(pbx.controller.at_rest(10))
-    await asyncio.sleep(0.05)
-    assert not resting.done()
-    held.set()
-    await resting
-    (actor,) = pbx.controller.live.actors.values()
-    assert actor.machine.state is State.TALKING
-    await pbx.order_hangup()
-    await pbx.controller.at_rest(10)
-    assert pbx.controller.active == 0
-    assert [row.reason for row in pbx.records.closed] == ["operator_hangup"]
-
-
 async def test_a_caller_whose_call_is_over_is_hung_up_and_nothing_else(pbx: Neighbours) -> None:
     ended = dataclasses.replace(
         record(1, State.ENDED), ended_at=datetime.now(UTC), created_at=datetime.now(UTC) + timedelta(seconds=1)
