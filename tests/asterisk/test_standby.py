@@ -55,7 +55,8 @@ async def hear_themselves(calls: list[Call]) -> None:
 
 
 def hears(call: Call, hz: float, since: float) -> bool:
-    return abs(dominant_frequency(call.peer.received_pcm(start=since)) - hz) < 5
+    heard = call.peer.received_pcm(start=since)
+    return len(heard) > 4000 and abs(dominant_frequency(heard) - hz) < 5
 
 
 async def unbroken(calls: list[Call], began: float) -> None:
@@ -65,7 +66,7 @@ async def unbroken(calls: list[Call], began: float) -> None:
     for call in calls:
         heard = call.peer.reception(began, ended)
         assert heard.lost == 0
-        assert heard.packets >= 0.98 * (ended - began) / 0.02 - 2
+        assert heard.packets >= 0.9 * (ended - began) / 0.02
         assert heard.gap_max_ms < 1000
 
 
@@ -101,8 +102,10 @@ async def metric(listen: str, name: str) -> float | None:
 @asynccontextmanager
 async def announced(live: Live) -> AsyncIterator[Controllers]:
     redis = open_redis(resolve(live.system.config))
-    yield Controllers(redis)
-    await redis.aclose()
+    try:
+        yield Controllers(redis)
+    finally:
+        await redis.aclose()
 
 
 @pytest.mark.timeout(300)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,16 +15,19 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from ari_app.controller import process as process_module
 from ari_app.controller.announcing import announce, info_of
 from ari_app.controller.duty import STUCK_SECONDS, Duty, Parts
+from ari_app.controller.host_lock import HostLock
 from ari_app.controller.status import serve_status
 from ari_app.errors import StoreUnavailable
 from ari_app.store.controllers import ControllerInfo
 from ari_app.store.writer import WriterFigures
 from tests.fake_call import Neighbours
+from tests.live import EXAMPLE
 from tests.loop.test_actor import up
 from tests.worker_rig import until
-from tools.asterisk.local import claims_released, free_ports
+from tools.asterisk.local import claims_released, free_ports, local_config
 
 pytestmark = pytest.mark.loop
 
@@ -155,3 +161,55 @@ async def test_what_changes_is_announced_at_once(pbx: Neighbours, monkeypatch: p
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert announced.withdrawn == 1
+
+
+# The supervisor, and the command
+
+
+async def test_the_supervisor_hears_of_standing_by_of_the_active_one_and_of_a_dead_reader(
+    pbx: Neighbours, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(process_module, "notify", told.append)
+    monkeypatch.setattr(process_module, "WATCHDOG_SECONDS", 0.05)
+    duty, lock = Duty("pbx-1", 1000), HostLock(tmp_path, "pbx-1")
+    task = asyncio.create_task(process_module._supervised(duty, lock))
+    await until(lambda: "WATCHDOG=1" in told, "the first word")
+    assert not any("READY" in state for state in told), "it is nothing yet"
+    lock.standing_by = True
+    await until(lambda: "READY=1\nSTATUS=standing by" in told, "standing by")
+    stream = active(pbx, duty)
+    await asyncio.sleep(0.2)
+    assert "READY=1\nSTATUS=active" not in told
+    await pbx.controller.on_connected()
+    await until(lambda: "READY=1\nSTATUS=active" in told, "active")
+    stream.live, stream.moved_at = False, time.monotonic() - STUCK_SECONDS - 1
+    await asyncio.sleep(0.1)
+    told.clear()
+    await asyncio.sleep(0.3)
+    assert told == [], "the supervisor is to notice"
+    stream.live = True
+    await until(lambda: "WATCHDOG=1" in told, "life")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    lock.release()
+
+
+def test_what_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
+    with claims_released():
+        path = local_config(EXAMPLE, tmp_path, changes={"state_dir": str(tmp_path / "trunkbridge.yml" / "state")})
+
+    def said(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "ari_app.cli.main", "controller", "-c", str(path), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 1
+        (line,) = done.stderr.strip().splitlines()
+        return line
+
+    assert "make it writable for the user that it runs as" in said()
+    assert "--status-listen: status_listen: found 'nowhere'" in said("--status-listen", "nowhere")
