@@ -54,6 +54,11 @@ REFUSALS = {
     "controller_restarted": "the controller ended in the moment in which the call was set up",
 }
 """Why a call gets no actor of its own."""
+SETTLE_SECONDS = 1.0
+"""How long a controller that is stopped lets calls finish what they are at."""
+SETTLE_LOOKS = 50
+UNDER_WAY = frozenset(State) - {State.AWAITING, State.TALKING, State.BROKEN, State.FORKED, State.PARTED, State.ENDED}
+"""States that a call leaves within a moment, and that the next controller could not take it over in as it is."""
 WATCH_SECONDS = 2.0
 """How often the workers of RTP legs are looked for; one that is missed twice is gone."""
 
@@ -87,6 +92,7 @@ class Controller:
         self._reconciliation = Reconciliation(config, ari, calls, self._router, self._live, self._arrived)
         self._asterisk_started_ms = 0
         self._early: list[CallReport] = []
+        self._leaving = False
         self.connected = asyncio.Event()
 
     @property
@@ -225,6 +231,15 @@ class Controller:
                 if worker in gone or runs.get(worker, leg.worker_started_ms) != leg.worker_started_ms:
                     actor.tell(Message(Trigger.MEDIA_GONE, detail=f"worker {worker} is gone"))
 
+    async def settle(self) -> None:
+        """Lets calls that are being set up or ended get there, for a moment, and begins no other: the next controller
+        finds these callers."""
+        self._leaving = True
+        for _ in range(SETTLE_LOOKS):
+            if not any(actor.machine.state in UNDER_WAY for actor in self._live.actors.values()):
+                break
+            await asyncio.sleep(SETTLE_SECONDS / SETTLE_LOOKS)
+
     async def stop(self) -> None:
         """Leaves the calls to the next controller: their actors end here, their channels go on."""
         left = len(self._live.actors)
@@ -252,7 +267,8 @@ class Controller:
             if self.adopted.is_set():  # otherwise it may be of a call that is not known yet
                 self._end_channel(channel, "of no call")
         elif len(event.args) == 3 and event.args[0] == "inbound":
-            self._arrived(channel, event.args[1], event.args[2])
+            if not self._leaving:
+                self._arrived(channel, event.args[1], event.args[2])
         else:
             log.warning("unexpected_channel", channel=channel.name, args=event.args)
             self._end_channel(channel, "came without a direction: is the dialplan ours?")

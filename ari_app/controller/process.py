@@ -167,6 +167,7 @@ async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: Stop
                     duty.stopping = True
                     notify("STOPPING=1")
                     log.info("controller_stopping", calls=controller.active)
+                    await controller.settle()
                     for part in parts:
                         part.cancel()
             finally:

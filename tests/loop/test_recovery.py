@@ -216,6 +216,40 @@ async def test_a_caller_whose_call_is_over_is_hung_up_and_nothing_else(pbx: Neig
     assert pbx.records.rows == [ended]
 
 
+async def test_a_controller_that_is_stopped_finishes_what_its_calls_are_at(pbx: Neighbours) -> None:
+    reached, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_pbx: Neighbours) -> None:
+        reached.set()
+        await goes_on.wait()
+
+    await pbx.controller.on_connected()
+    pbx.faults["external_media"] = Fault(before=wait)
+    pbx.arrive()
+    await reached.wait()
+    settling = asyncio.create_task(pbx.controller.settle())
+    await asyncio.sleep(0.05)
+    assert not settling.done()
+    pbx.arrive("1795226880.96")  # the next one's
+    goes_on.set()
+    await settling
+    assert [actor.machine.state for actor in pbx.controller.live.actors.values()] == [State.TALKING]
+    await pbx.controller.stop()
+    assert not pbx.records.closed
+
+
+async def test_it_does_not_wait_for_long(pbx: Neighbours, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller_module, "SETTLE_SECONDS", 0.05)
+    await pbx.controller.on_connected()
+    pbx.starts_media = False
+    pbx.arrive()
+    await until(lambda: pbx.media, "the media channel")
+    async with asyncio.timeout(5):
+        await pbx.controller.settle()
+    await pbx.controller.stop()
+    assert not pbx.records.closed
+
+
 # An Asterisk that does not answer
 
 
