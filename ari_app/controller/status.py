@@ -75,9 +75,6 @@ def _records(writer: RecordWriter) -> Iterator[Metric]:
     figures = writer.figures
     yield gauge("trunkbridge_records_waiting", "Records that are not written yet.", writer.depth)
     yield gauge("trunkbridge_records_age_seconds", "How long the oldest of them has waited.", writer.age_seconds)
-    yield gauge("trunkbridge_records_spool_bytes", "What they take of the disk.", writer.spool_bytes)
-    yield gauge("trunkbridge_records_spool_usable", "1 while they survive this process.", writer.spool_usable)
-    yield counter("trunkbridge_records_spool_damaged", "Pieces of the spool that were set aside.", writer.spool_damaged)
     yield counter("trunkbridge_records_written", "Records written.", figures.written)
     yield counter("trunkbridge_records_refused", "Records that PostgreSQL will never take.", figures.refused)
     yield counter("trunkbridge_records_overflowed", "Records lost for want of room.", figures.overflowed)
