@@ -49,7 +49,8 @@ def active(pbx: Neighbours, duty: Duty) -> Any:
     """Makes a process the active one; gives its event stream."""
     stream = SimpleNamespace(live=True, moved_at=time.monotonic(), counters=SimpleNamespace(connects=1, events=8))
     client = SimpleNamespace(requests={"ok": 7, "ari_unavailable": 2}, timeouts=2, breaker=pbx.breaker)
-    writer = SimpleNamespace(depth=3, age_seconds=1.5, figures=WriterFigures(written=11, overflowed=1))
+    spool = {"spool_bytes": 4096, "spool_usable": True, "spool_damaged": 0}
+    writer = SimpleNamespace(depth=3, age_seconds=1.5, figures=WriterFigures(written=11, overflowed=1), **spool)
     duty.parts = Parts(pbx.controller, cast(Any, client), cast(Any, stream), cast(Any, writer))
     return stream
 
@@ -91,6 +92,7 @@ async def test_the_status_port_tells_role_calls_and_figures(pbx: Neighbours, lis
             "trunkbridge_ari_timeouts_total 2.0",
             "trunkbridge_records_waiting 3.0",
             "trunkbridge_records_overflowed_total 1.0",
+            "trunkbridge_spool_bytes 4096.0",
             "trunkbridge_reconciliations_total 1.0",
         ):
             assert line in text, line
