@@ -141,9 +141,9 @@ class Leases:
         """A worker for an inbound call of this PBX node, leased for `lease_seconds`. Raises `NoCapacity`.
 
         `limit`: calls that `application` may have at once, in the whole cluster, unless `LIMITS_KEY` has another for
-        it. `line_max` over 0: the call waits when
-        the limit is reached, unless so many wait already; it asks again within `WAIT_SECONDS` or loses its place, and
-        the refusal says which place it has. `exclude`: ids of workers that are not to be chosen.
+        it. `line_max` over 0: the call waits when the limit is reached, unless so many wait already; it asks again
+        within `WAIT_SECONDS` or loses its place, and the refusal says which place it has. `exclude`: ids of workers
+        that are not to be chosen.
         """
         return await self._grant(call_id, self._node, self._pairs, application, limit, line_max, exclude)
 
@@ -235,7 +235,7 @@ class Leases:
     async def pairs_of_application(self, application: str) -> dict[str, int]:
         """How many leases the calls of an application have on the workers of each pair."""
         async with redis_call(redis_unavailable):
-            calls: Any = await self._redis.zrange(f"{KEY_PREFIX}app-leases:{application}", 0, -1)
+            calls: Any = await self._redis.smembers(f"{KEY_PREFIX}app-leases:{application}")
             records: Any = await self._redis.mget([f"{KEY_PREFIX}lease:{call.decode()}" for call in calls] or ["-"])
         # token, worker, PBX node, pair, application: see common.lua
         return dict(Counter(record.decode().split(" ")[3] for record in records if record is not None))
