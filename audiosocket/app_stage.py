@@ -17,7 +17,6 @@ from audiosocket.dialects import open_dialect
 from audiosocket.dialects.base import Dialect
 from audiosocket.durations import TurnTimes
 from audiosocket.errors import ApplicationError
-from audiosocket.pace import Pace
 from audiosocket.platform_http import PlatformHttp, StreamCallbacks
 from audiosocket.prompts import Prompts
 from audiosocket.recording.recordings import Recordings
@@ -40,7 +39,6 @@ class CallServices:
     worker_id: str
     clock: Clock
     dialler: Dialler
-    pace: Pace
     http: PlatformHttp
     recordings: Recordings | None
     """None: nothing is recorded."""
@@ -213,7 +211,6 @@ class AppStage:
 
     async def _dial(self) -> AppStream:
         spec = self.spec
-        await self._services.pace.turn()
         began = time.monotonic()
         for attempt in range(1, spec.connect_attempts + 1):
             try:

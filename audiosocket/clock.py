@@ -42,8 +42,6 @@ class Clock:
         self._joined: dict[int, int] = {}  # ticks added since the last wake-up: slots that were due before them
         self._timer: asyncio.TimerHandle | None = None
         self.errors = 0
-        self.lateness_seconds = 0.0
-        """How late the latest wake-up was."""
         self.max_lateness_seconds = 0.0
 
     def add(self, tick: Tick) -> tuple[int, int]:
@@ -87,7 +85,6 @@ class Clock:
         elapsed = self._loop.time() - self._origin
         reached = int(elapsed / SLOT_SECONDS)
         lateness = elapsed - self._done * SLOT_SECONDS
-        self.lateness_seconds = lateness
         if lateness > self.max_lateness_seconds:
             self.max_lateness_seconds = lateness
         passed = reached - self._done

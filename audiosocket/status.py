@@ -90,11 +90,6 @@ class WorkerCollector(Collector):
         yield from self._turns(totals)
         yield from self._recordings()
         yield _gauge(
-            "trunkbridge_calls_waiting_for_setup",
-            "Calls whose application is not dialled yet, so that the frames of others are in time.",
-            worker.pace.waiting,
-        )
-        yield _gauge(
             "trunkbridge_clock_lateness_max_seconds",
             "Latest wake-up of the 20 ms clock since the last scrape.",
             worker.clock.take_max_lateness_seconds(),

@@ -30,7 +30,6 @@ from audiosocket.legs.chan_websocket import listen as listen_websocket
 from audiosocket.legs.rtp import RtpLeg, RtpPort, parse_address
 from audiosocket.load import Load
 from audiosocket.media_call import MediaCall
-from audiosocket.pace import Pace
 from audiosocket.platform_http import PlatformHttp
 from audiosocket.prompts import Prompts
 from audiosocket.readiness import CLOSING_SECONDS, Readiness
@@ -94,7 +93,6 @@ class Worker:
         self.rtp: RtpPort | None = None
         self.websocket_port = 0
         self.clock = Clock(asyncio.get_running_loop())
-        self.pace = Pace(self.clock)
         self.http = PlatformHttp()
         self.recordings = None if options.recordings is None else Recordings(options.recordings)
         self.calls: dict[str, MediaCall] = {}
@@ -111,7 +109,6 @@ class Worker:
             worker_id=options.worker_id,
             clock=self.clock,
             dialler=Dialler(),
-            pace=self.pace,
             http=self.http,
             recordings=self.recordings,
             prompts=prompts or Prompts(),
