@@ -1,4 +1,4 @@
-"""The spool as an event loop uses it: in a thread of its own, and loud about a disk that fails."""
+"""The spool as an event loop uses it: in threads of its own, and loud about a disk that fails."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class Journal:
         self.found = 0
         """Where, in the spool's bytes, what an earlier process left ends."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        # What is appended while the disk syncs is not to wait for that: the process may be killed.
+        self._sync_thread = ThreadPoolExecutor(1, thread_name_prefix="spool-sync")
         self._logged = -LOG_EVERY_SECONDS
 
     @property
@@ -75,7 +77,7 @@ class Journal:
         if self.spool.synced == self.spool.appended:
             return
         try:
-            await self._in_thread(self.spool.sync)
+            await self._in_thread(self.spool.sync, self._sync_thread)
         except SpoolUnavailable as error:
             self._unusable(error)
 
@@ -91,7 +93,8 @@ class Journal:
         """Give it up; what is in it stays."""
         if self.spool.is_open:
             await self._in_thread(self.spool.close)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._thread, self._sync_thread):
+            thread.shutdown(wait=False, cancel_futures=True)
 
     def _unusable(self, error: SpoolUnavailable) -> bool:
         self.usable = False
@@ -100,8 +103,8 @@ class Journal:
             log.error("spool_unusable", why=str(error), effect="records wait in memory: a restart would lose them")
         return False
 
-    async def _in_thread(self, work: Callable[[], ResultT]) -> ResultT:
-        done = asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _in_thread(self, work: Callable[[], ResultT], thread: ThreadPoolExecutor | None = None) -> ResultT:
+        done = asyncio.get_running_loop().run_in_executor(thread or self._thread, work)
         if (await asyncio.wait((done,), timeout=SLOW_SECONDS))[0]:
             return done.result()
         log.error(

@@ -9,7 +9,7 @@ process or a later one, until `release` was called after it was read; an append 
 later ones depend on; one process at a time has a spool open (flock, which ends with the process). A process never
 appends to what an earlier one wrote, so a torn line is always a segment's last.
 
-Everything here blocks: it belongs into a thread, and one call at a time.
+Everything here blocks: it belongs into a thread, and one call at a time, `sync` apart.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,8 @@ class Spool:
         self._number = 0
         self._file: int | None = None
         """The last segment, while it is appended to."""
+        self._closing = threading.Lock()
+        """Held while that is synced, and while it is closed."""
         self._offset = 0
         """In the first segment: what begins here is to be read next."""
         self._read_to = 0
@@ -152,9 +155,7 @@ class Spool:
     def close(self) -> None:
         """Give it up; records in it stay. An empty one leaves no segment."""
         if self._lock is not None:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+            self._close_segment()
             if not self.records:
                 for segment in self._segments:
                     self._remove(segment)
@@ -185,14 +186,18 @@ class Spool:
             self.synced = self.appended
 
     def sync(self) -> None:
-        """Have all that was appended survive a loss of power. Raises `SpoolUnavailable`."""
-        if self._file is not None:
-            try:
-                os.fdatasync(self._file)
-            except OSError as error:
-                self._close_segment()
-                raise SpoolUnavailable(f"{self.directory}: {error.strerror}") from error
-        self.synced = self.appended
+        """Have all that was appended survive a loss of power; other calls may be made meanwhile, from another thread.
+
+        Raises `SpoolUnavailable`.
+        """
+        end = self.appended  # before the file is looked at: so much is in it, or in files that were synced at their end
+        with self._closing:
+            if self._file is not None:
+                try:
+                    os.fdatasync(self._file)
+                except OSError as error:
+                    raise SpoolUnavailable(f"{self.directory}: {error.strerror}") from error
+        self.synced = max(self.synced, end)
 
     def read(self, limit: int) -> list[Record]:
         """The first records, at most `limit`; the same ones again until `release`. None left: an empty list."""
@@ -269,9 +274,9 @@ class Spool:
         if self._file is not None:
             with contextlib.suppress(OSError):
                 os.fdatasync(self._file)
-            with contextlib.suppress(OSError):
-                os.close(self._file)
-            self._file = None
+            with self._closing, contextlib.suppress(OSError):
+                file, self._file = self._file, None
+                os.close(file)
 
     def _read_some(self, segment: _Segment, limit: int) -> list[Record]:
         try:

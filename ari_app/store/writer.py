@@ -125,6 +125,7 @@ class RecordWriter:
         self._in_hand: list[_Item] = []
         self._wake = asyncio.Event()
         self._wake_disk = asyncio.Event()
+        self._wake_sync = asyncio.Event()
         self._away = False
         """PostgreSQL does not take what it is given, or not within `SLOW_SECONDS`."""
         self._stopping = False
@@ -167,6 +168,7 @@ class RecordWriter:
         self._tasks = [asyncio.create_task(self._run(), name="record-writer")]
         if self._journal is not None:
             self._tasks.append(asyncio.create_task(self._keep(self._journal), name="record-spool"))
+            self._tasks.append(asyncio.create_task(self._sync(self._journal), name="record-sync"))
             self._wake_disk.set()
 
     async def stop(self, deadline_seconds: float) -> int:
@@ -298,12 +300,9 @@ class RecordWriter:
                 # Who has it writes what is in it, and soon gives it up; otherwise nobody knows what to wait for.
                 self._replayed = not journal.busy or time.monotonic() - began > BUSY_SECONDS
             items = list(self._queue.items())
-            if not journal.known:
-                pass
-            elif journal.usable and not items:
-                if self._away:
-                    await journal.sync()
-            elif await journal.append([item.record for _, item in items], sync=self._away):
+            due = journal.known and (items or not journal.usable)
+            if due and await journal.append([item.record for _, item in items], sync=not journal.usable):
+                self._wake_sync.set()
                 for key, item in items:
                     if self._queue.get(key) is item:
                         del self._queue[key]
@@ -312,6 +311,15 @@ class RecordWriter:
             if not journal.usable:
                 await asyncio.sleep(BUSY_RETRY_SECONDS if journal.busy else RETRY_SECONDS)
                 self._wake_disk.set()
+
+    async def _sync(self, journal: Journal) -> None:
+        """While PostgreSQL is away, has the disk keep what is on it through a loss of power, for ever."""
+        while True:
+            await self._wake_sync.wait()
+            self._wake_sync.clear()
+            if self._away and journal.usable:
+                await journal.sync()
+                self._progressed()
 
     async def _run(self) -> None:
         while True:
@@ -384,7 +392,7 @@ class RecordWriter:
     def _set_away(self) -> None:
         if not self._away:
             self._away = True
-            self._wake_disk.set()  # from now on the disk is all that there is: what is on it has to be safe there
+            self._wake_sync.set()  # from now on the disk is all that there is: what is on it has to be safe there
             self._progressed()
 
     async def _isolate(self, records: list[Record], error: Exception) -> None:

@@ -100,8 +100,11 @@ async def test_what_a_killed_controller_left_on_disk_is_written_before_the_next_
         assert (traffic.refused, traffic.dropped) == ([], [])
         # Who hangs up in the moment in which the controller dies would be `gone_unseen`.
         await until(lambda: said(live, "call_ended") == len(traffic.calls), "all but one have ended", 20)
+        spool, before = live.system.config.state_dir / SPOOL_FOLDER, None
+        while before != (before := survey(spool)):  # what was logged last is on its way there
+            await asyncio.sleep(0.2)
         await live.system.controller.kill()
-        found = survey(live.system.config.state_dir / SPOOL_FOLDER)
+        found = survey(spool)
         assert found.records > 50
         assert (found.damaged, found.torn) == (0, 0)
         await live.system.controller.start()  # with PostgreSQL still away

@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from ari_app.store.calls import CallStore
 from ari_app.store.embedded import EmbeddedStores
 from ari_app.store.framing import Record
 from ari_app.store.records import CallEvent, CallRow
-from ari_app.store.spool import Spool
+from ari_app.store.spool import Spool, survey
 from ari_app.store.writer import RecordWriter
 from tests.store.record_source import EVENTS, T0, call_id
 from tests.stores import until
@@ -270,6 +271,32 @@ async def test_a_disk_that_refuses_in_the_middle_of_an_outage_loses_nothing(pool
         await until(lambda: writer.depth == 0, 20)
         assert await count(pool, "calls WHERE state = 'ended'") == await count(pool, "call_events") == len(rows)
         assert (writer.figures.overflowed, writer.figures.refused, writer.spool_damaged) == (0, 0, 0)
+
+
+async def test_what_is_queued_while_the_disk_syncs_is_in_the_file_at_once(pool, servers, tmp_path, monkeypatch):
+    syncing, go_on, sync = threading.Event(), threading.Event(), os.fdatasync
+
+    def slowly(file: int) -> None:
+        syncing.set()
+        go_on.wait(30)
+        sync(file)
+
+    async with writing(pool, tmp_path) as writer:
+        async with postgres_away(servers):
+            writer.call(row())
+            await until(lambda: writer.figures.attempts_failed > 0)
+            monkeypatch.setattr("ari_app.store.spool.os.fdatasync", slowly)
+            writer.call(row())
+            await until(syncing.is_set)
+            writer.call(row())
+            kept = asyncio.create_task(writer.barrier())
+            await until(lambda: survey(tmp_path).records == 3)  # a kill would not take it
+            assert not kept.done()
+            go_on.set()
+            async with asyncio.timeout(10):
+                await kept
+        await until(lambda: writer.depth == 0)
+        assert await count(pool, "calls") == 3
 
 
 async def test_the_spool_of_a_dead_machine_is_looked_at_and_written(pool, stores, tmp_path):
