@@ -32,6 +32,29 @@ from audiosocket.settings import (
 MAX_EXTRA_HEADERS_BYTES = 512
 
 
+RESUMED = "1"
+"""Value of the parameter that says that a stream goes on with a call that had one before."""
+
+
+class ResumeSettings(Settings):
+    """What becomes of a call whose media worker is gone."""
+
+    calls: bool = True
+    """Whether it goes on with another worker, which opens a new stream; false: it ends."""
+    parameter: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")] = "trunkbridge_resumed"
+    """Custom parameter of such a stream, with the value 1; off: there is none."""
+
+    @field_validator("parameter", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads `off` as false
+
+    @property
+    def says_so(self) -> bool:
+        """Whether there is a parameter."""
+        return self.parameter != "off"
+
+
 class _Application(Settings):
     """What all applications have, whichever dialect they speak."""
 
@@ -84,6 +107,7 @@ class _Application(Settings):
     fallback: FallbackSettings = FallbackSettings()
     circuit_breaker: CircuitBreakerSettings = CircuitBreakerSettings()
     limit: LimitSettings = LimitSettings()
+    resume: ResumeSettings = ResumeSettings()
 
     @model_validator(mode="after")
     def _nobody_sends_digits(self) -> Self:
@@ -154,7 +178,20 @@ class _Application(Settings):
     @model_validator(mode="after")
     def _parameters(self) -> Self:
         self.check_custom_parameters(self.custom_parameters)
+        self.check_resumed(self.custom_parameters)
         return self
+
+    def check_resumed(self, given: Mapping[str, str]) -> None:
+        """Raises `ValueError` when a parameter that the operator asked for does not fit beside `given`. The one that is
+        there by itself gives way."""
+        resume = self.resume
+        if "parameter" in resume.model_fields_set and resume.says_so:
+            if resume.parameter in given:
+                raise ValueError(f"resume.parameter {resume.parameter!r} is a custom parameter already: rename one")
+            try:
+                self.check_custom_parameters(dict(given) | {resume.parameter: RESUMED})
+            except ValueError as error:
+                raise ValueError(f"resume.parameter: with {resume.parameter} besides, {error}") from None
 
     @model_validator(mode="before")
     @classmethod
@@ -282,6 +319,19 @@ APPLICATIONS: dict[str, type[_Application]] = {
     "twilio": TwilioApplication,
 }
 """The applications of each dialect of `audiosocket.dialects`."""
+
+
+def resumed_parameters(application: _Application, given: Mapping[str, str]) -> dict[str, str]:
+    """`given` and the parameter that says that the call is resumed, where that is wanted and there is room for it."""
+    name = application.resume.parameter
+    if not application.resume.says_so or name in given:
+        return dict(given)
+    told = dict(given) | {name: RESUMED}
+    try:
+        application.check_custom_parameters(told)
+    except ValueError:
+        return dict(given)
+    return told
 
 
 def _dialect_tag(value: object) -> str:

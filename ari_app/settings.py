@@ -292,6 +292,7 @@ class Config(NodeSettings):
         given = application.custom_parameters | route.custom_parameters
         try:
             application.check_custom_parameters(given)
+            application.check_resumed(given)
             if application.fallback.url is not None:
                 application.model_copy(update={"url": application.fallback.url}).check_custom_parameters(given)
         except ValueError as error:

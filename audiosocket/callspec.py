@@ -80,6 +80,12 @@ def leases_key(worker_id: str) -> str:
     return f"{KEY_PREFIX}leases:{worker_id}"
 
 
+def lease_key(call_id: str) -> str:
+    """Key of what is known of a call's lease (string: its token, the worker or nothing once it was given back, the PBX
+    node, the pair and the application, each after a space)."""
+    return f"{KEY_PREFIX}lease:{call_id}"
+
+
 def orders_channel(worker_id: str) -> str:
     """Channel (PUBLISH) on which a worker hears `LegOrder`s as JSON. One that is lost costs a held caller a moment: the
     first frame of the caller's audio releases too."""
@@ -221,6 +227,11 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     leg_number: int = 0
     """Over 0: this leg takes the place of an earlier one of the call, whose session goes on. Of the call the spec then
     says no more than who it is."""
+    begins: bool = False
+    """The call has been given to another worker: it begins there, and with it a session, whatever its leg's number."""
+    lease_token: int = 0
+    """Of the lease under which the worker has the call: it only grows, so that of two workers the one with the greater
+    is right. 0: there is none."""
     next: CallSpec | None = None
     """Takes over on the same media leg when the application has ended the stream."""
     arrived_at_ms: int = 0
@@ -314,7 +325,9 @@ class CallReport(msgspec.Struct, frozen=True, kw_only=True):
 
     call_id: str
     leg_uuid: str
-    """Of the call's first leg."""
+    """Of the leg with which the worker got the call."""
+    lease_token: int = 0
+    """As in `CallSpec`."""
     worker_id: str
     reason: EndReason
     detail: str = ""
@@ -334,7 +347,7 @@ class CallReport(msgspec.Struct, frozen=True, kw_only=True):
 DIGITS = re.compile(r"[0-9*#A-D]{1,32}")
 """What a caller may be sent at once: keys of a telephone."""
 
-NoticeEvent = Literal["attached", "connected", "speaking", "digits", "leg_lost"]
+NoticeEvent = Literal["attached", "connected", "speaking", "digits", "leg_lost", "not_here"]
 
 
 class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
@@ -345,7 +358,8 @@ class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
     event: NoticeEvent
     """`attached`: the RTP leg is open; `connected`: the application's stream is, or what stands in for it is heard;
     `speaking`: it has sent its first audio (a prompt is both at once); `digits`: it wants `digits` sent to the caller;
-    `leg_lost`: leg `leg_number` is gone, and the call is held for another one, in `media_format`."""
+    `leg_lost`: leg `leg_number` is gone, and the call is held for another one, in `media_format`; `not_here`: it was
+    asked for a call that it has not had."""
     digits: str = ""
     leg_number: int = 0
     media_format: MediaFormat = MediaFormat.ULAW
@@ -356,12 +370,15 @@ class LegOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What a controller asks of the worker that carries a leg."""
 
     leg_uuid: str
-    """Of the call's first leg, but for `open`: of the leg that is to be opened."""
+    """Of the leg with which the worker got the call, but for `open`: of the leg that is to be opened."""
     order: Literal["release", "open", "digits", "lost", "end"]
     """`release`: the caller has been answered and is bridged. `lost`: Asterisk's end of leg `leg_number` is gone, and
     the call goes on. `end`: the call is over. For RTP legs besides, which Asterisk itself says nothing about: `open`:
     Asterisk sends from `remote`, in `media_format`; `digits`: the caller pressed `digits`."""
     leg_number: int = 0
+    call_id: str = ""
+    report_stream: str = ""
+    """Given with `lost` and `end` where a worker that has not had the call is to say so, beside this stream."""
     remote: str = ""
     """`IP:PORT`, IPv6 in brackets."""
     media_format: MediaFormat = MediaFormat.ULAW

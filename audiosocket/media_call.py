@@ -137,6 +137,7 @@ class MediaCall:
                     CallReport(
                         call_id=self.spec.call_id,
                         leg_uuid=self.spec.leg_uuid,
+                        lease_token=self.spec.lease_token,
                         worker_id=self._services.worker_id,
                         reason=reason,
                         detail=detail,
@@ -235,7 +236,9 @@ class MediaCall:
             session.switch(spec, dialect, times)
         if spec.recording and self._recording is None and self._services.recordings is not None:
             begin = self._services.recordings.begin
-            self._recording = begin(spec.call_sid, spec.media_format, self._recording_over)
+            # Of a call that was another worker's before, a recording of that name may be there.
+            name = spec.stream_sid if self.spec.begins else spec.call_sid
+            self._recording = begin(name, spec.media_format, self._recording_over)
             session.recorder = self._recording.recorder
         self._stage = AppStage(spec, dialect, session, self._events, self._services)
         ending = await self._stage.run()

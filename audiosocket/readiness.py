@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +19,8 @@ from audiosocket.sources import CallSource
 if TYPE_CHECKING:
     from audiosocket.worker import Worker, WorkerOptions
 
+OVERDUE_SECONDS = 1.5
+"""A worker that has not been able to announce itself for so long asks whether its calls are still its own."""
 STALLED_SECONDS = 2.0
 """A clock that is so far behind in a loop that turns has lost its timer: no call hears anything any more."""
 CLOSING_SECONDS = 30
@@ -37,6 +40,7 @@ class Readiness:
         self._started_ms = now_ms()
         self._announcing = asyncio.Lock()
         self._ready = False
+        self._announced_at: float | None = None
         self.announced: bool | None = None
         """Whether the last announcement was heard; None: not tried yet."""
         self.given: set[str] = set()
@@ -100,6 +104,7 @@ class Readiness:
             self.given = set()  # without Redis no call that comes can be known
             return
         self.announced = True
+        await self._look_whose()
         if not self._ready:
             # From here on calls come. A supervisor that restarts one worker after the other goes on to the next now.
             self._ready = True
@@ -107,6 +112,18 @@ class Readiness:
             capacity = worker.capacity
             log.info("worker_ready", worker=options.worker_id, listen=listen, capacity=capacity, compiled=COMPILED)
             notify("READY=1")
+
+    async def _look_whose(self) -> None:
+        """After a time in which nobody heard of this worker: its calls may have been given to others."""
+        before, self._announced_at = self._announced_at, time.monotonic()
+        held = self._worker.held()
+        if before is None or self._announced_at - before < OVERDUE_SECONDS or not held:
+            return
+        try:
+            self._worker.give_up(await self._source.given_away(self._options.worker_id, held))
+        except Unavailable as error:
+            log.warning("calls_not_asked_for", detail=str(error))
+            self._announced_at = before  # asked at the next announcement
 
     def why_not_alive(self) -> str:
         """Why the worker is of no use any more though its loop turns, or nothing."""

@@ -7,9 +7,10 @@ A take whose answer is lost is not repeated: it may have happened.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from audiosocket.callspec import (
     CallSpec,
     LegOrder,
     WorkerInfo,
+    lease_key,
     leases_key,
     notice_stream,
     orders_channel,
@@ -65,6 +67,9 @@ redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[2], '1', 'PX', rest_ms)
 return {'taken', spec}
 """
+
+_LEASE = re.compile(r"(\d{1,20}) (\S*) ")
+"""See `lease_key`."""
 
 log = structlog.get_logger(__name__)
 
@@ -128,6 +133,23 @@ class Registry:
         if other.started_at_ms != info.started_at_ms and self._double != (address := f"{other.host}:{other.port}"):
             self._double = address
             log.error("worker_id_used_twice", worker_id=info.worker_id, other=address, remedy="give each node its name")
+
+    async def given_away(self, worker_id: str, calls: Mapping[str, int]) -> set[str]:
+        """Which of these calls (by id, with the tokens of their leases) have a later lease than the worker's. Raises
+        `Unavailable`."""
+        if not calls:
+            return set()
+        async with redis_call(Unavailable):
+            payloads: Any = await self._redis.mget([lease_key(call_id) for call_id in calls])
+        away: set[str] = set()
+        for (call_id, token), payload in zip(calls.items(), payloads, strict=True):
+            found = _LEASE.match((payload or b"").decode(errors="replace"))
+            if found is None:
+                continue  # Redis has forgotten it, or an older version's controller wrote it
+            known, holder = int(found[1]), found[2]
+            if known > token if token else holder not in ("", worker_id):
+                away.add(call_id)
+        return away
 
     async def deregister(self, worker_id: str) -> None:
         """Take the announcement back. Without Redis it ends by itself within `HEARTBEAT_TTL_MS`."""

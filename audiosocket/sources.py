@@ -7,7 +7,7 @@ import ipaddress
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -15,6 +15,7 @@ import structlog
 
 from audiosocket.breakers import Breakers, MemoryBreakers
 from audiosocket.callspec import CallNotice, CallReport, CallSpec, LegOrder, WorkerInfo
+from audiosocket.clock import now_ms
 from audiosocket.errors import SpecRefused, Unavailable
 
 if TYPE_CHECKING:
@@ -42,12 +43,19 @@ class CallSource(Protocol):
     def notify(self, spec: CallSpec, notice: CallNotice) -> None:
         """What the controller is to know at once. Returns at once; one that cannot be told is logged and forgotten."""
 
+    def not_here(self, order: LegOrder) -> None:
+        """The worker was asked for a call that it has not had. As `notify`."""
+
     async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         """Hands every order to `handle`, for as long as the worker runs."""
 
     async def announce(self, info: WorkerInfo) -> set[str]:
         """The worker's registration, every `HEARTBEAT_SECONDS`. Of one that drains: the ids of the calls that it has
         been given, those that are still on their way to it included. Raises `Unavailable`."""
+
+    async def given_away(self, worker_id: str, calls: Mapping[str, int]) -> set[str]:
+        """Which of these calls, by id with the tokens of their leases, another worker has, or this one under a later
+        lease. Raises `Unavailable`."""
 
     async def close(self, worker_id: str) -> None:
         """The worker ends: it is no longer announced, and no report stays behind."""
@@ -69,6 +77,10 @@ class RegistrySource:
     def notify(self, spec: CallSpec, notice: CallNotice) -> None:
         self._registry.notify(spec.report_stream, notice)
 
+    def not_here(self, order: LegOrder) -> None:
+        notice = CallNotice(call_id=order.call_id, leg_uuid=order.leg_uuid, event="not_here", at_ms=now_ms())
+        self._registry.notify(order.report_stream, notice)
+
     async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         await self._registry.orders(worker_id, handle)
 
@@ -80,6 +92,9 @@ class RegistrySource:
         except TimeoutError:
             raise Unavailable("orders cannot be heard") from None
         return await self._registry.heartbeat(info)
+
+    async def given_away(self, worker_id: str, calls: Mapping[str, int]) -> set[str]:
+        return await self._registry.given_away(worker_id, calls)
 
     async def close(self, worker_id: str) -> None:
         await self._registry.deregister(worker_id)
@@ -129,11 +144,17 @@ class StandaloneSource:
     def notify(self, spec: CallSpec, notice: CallNotice) -> None:
         return None  # there is no controller
 
+    def not_here(self, order: LegOrder) -> None:
+        return None
+
     async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         await asyncio.Event().wait()
 
     async def announce(self, info: WorkerInfo) -> set[str]:
         self._draining = info.draining
+        return set()
+
+    async def given_away(self, worker_id: str, calls: Mapping[str, int]) -> set[str]:
         return set()
 
     async def close(self, worker_id: str) -> None:

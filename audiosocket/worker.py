@@ -43,6 +43,7 @@ SPARE_CONNECTIONS = 64
 """Connections beyond the capacity that may be open at once: legs that end, and strangers until they are refused."""
 LISTEN_BACKLOG = 1024
 STOPPED = "the worker was stopped"
+GIVEN_AWAY = "the call has been given to another worker"
 DRAIN_POLL_SECONDS = 0.2
 """How often a draining worker without calls asks whether one is still on its way to it."""
 REMEMBERED_CALLS = 1000
@@ -201,6 +202,19 @@ class Worker:
                 await status.cleanup()
             log.info("worker_ended", worker=options.worker_id, ended=self.ended)
 
+    def held(self) -> dict[str, int]:
+        """The calls that are here, by id, with the tokens of their leases."""
+        return {call_id: call.spec.lease_token for call_id, call in self.calls.items()}
+
+    def give_up(self, call_ids: set[str]) -> None:
+        """Ends the sessions of calls that another worker has by now: this one did not answer for a while. Their legs
+        are gone, or nobody listens to them any more."""
+        for call_id in call_ids:
+            call = self.calls.get(call_id)
+            if call is not None:
+                log.warning("call_given_away", call_id=call_id)
+                call.stop(EndReason.LEG_CLOSED, GIVEN_AWAY)
+
     # LegOwner
 
     def leg_connected(self, leg: MediaLeg) -> None:
@@ -243,11 +257,16 @@ class Worker:
         if isinstance(leg, WebSocketLeg) and leg.media_format is not spec.media_format:
             self._refuse(leg, "format")
             return
-        if spec.leg_number:
+        if spec.leg_number and not spec.begins:
             self._take_place(leg, spec)
             return
-        if len(self.calls) >= self.capacity or spec.call_id in self.calls:
-            self._refuse(leg, "full" if spec.call_id not in self.calls else "duplicate")
+        before = self.calls.get(spec.call_id)
+        if before is not None and before.spec.lease_token < spec.lease_token:
+            # It went to another worker while this one did not answer, and has come back.
+            before.stop(EndReason.LEG_CLOSED, GIVEN_AWAY)
+            before = None
+        if before is not None or len(self.calls) >= self.capacity:
+            self._refuse(leg, "full" if before is None else "duplicate")
             return
         call = MediaCall(leg, spec, self._services)
         self.calls[spec.call_id] = call
@@ -263,7 +282,8 @@ class Worker:
             reason = call.end_reason.value
             self.ended[reason] = self.ended.get(reason, 0) + 1
             self._carried.append(spec.call_id)
-            del self.calls[spec.call_id]
+            if self.calls.get(spec.call_id) is call:
+                del self.calls[spec.call_id]
             call.let_go()
 
     def _take_place(self, leg: MediaLeg, spec: CallSpec) -> None:
@@ -283,6 +303,8 @@ class Worker:
             if call.spec.leg_uuid == order.leg_uuid:
                 call.order(order)
                 return
+        if order.report_stream and order.call_id not in self._carried:  # of one that was here, the report has gone out
+            self._source.not_here(order)
 
     def _open(self, order: LegOrder) -> None:
         if self.rtp is None:

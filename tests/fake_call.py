@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from msgspec.structs import replace
 
-from ari_app.ari.errors import AriInvalid, AriNotFound
+from ari_app.ari.errors import AriInvalid, AriNotFound, AriUnavailable
 from ari_app.ari.events import ChannelDestroyed, ChannelHangupRequest, Event, StasisEnd, StasisStart
 from ari_app.ari.models import AsteriskInfo, Bridge, BuildStatus, BuildSystem, CallerId, Channel, DialplanPoint, EpochMs
 from ari_app.call.machine import State
@@ -202,10 +202,26 @@ class Neighbours:
     opens_legs: bool = True
     """Whether it opens those that it is told to."""
     alive: bool = True
+    spare: int = 0
+    """Further workers, `gw/1` and so on."""
+    full: set[str] = field(default_factory=set)
+    """Workers that are given no calls."""
+    dead: set[str] = field(default_factory=set)
+    """Workers that neither listen nor take legs, though they are registered."""
+    deaf: set[str] = field(default_factory=set)
+    """Workers that know nothing of a call that they are given: they end its leg."""
     hears_orders: bool = True
     first_word: str = "connected"
     """The worker's notice of a held leg; empty: it gives none."""
+    sent_to: dict[str, str] = field(default_factory=dict)
+    """By a call's first leg at its worker, that worker."""
     orders: list[tuple[str, LegOrder]] = field(default_factory=list)
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Of the leases, by call."""
+    silent_seconds: float = 3.0
+    """Age of the heartbeat of a worker that is dead."""
+    run: int = WORKER.started_at_ms
+    """Which run of the workers is registered."""
     dialplan: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Channels that went on in the dialplan: context and extension."""
     variables: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -272,21 +288,42 @@ class Neighbours:
             self.notice(first, "leg_lost")
 
     def first_leg(self, leg: str) -> str:
-        """The call's name to its worker."""
-        call_id = self.specs[leg].call_id
-        return next(uuid for uuid, spec in self.specs.items() if spec.call_id == call_id)
+        """The call's name to its worker: the leg with which that got it."""
+        call_id, first = self.specs[leg].call_id, ""
+        for uuid, spec in self.specs.items():
+            if spec.call_id == call_id and (spec.begins or not spec.leg_number):
+                first = uuid
+            if uuid == leg:
+                break
+        return first
+
+    def worker_of(self, leg: str) -> str:
+        """The worker that a leg was meant for."""
+        return self.sent_to.get(self.first_leg(leg), WORKER.worker_id)
+
+    def kill(self, worker_id: str = WORKER.worker_id) -> None:
+        """A worker dies: Asterisk's connections to it are reset, and nobody reports."""
+        self.dead.add(worker_id)
+        for media, leg in [(media, leg) for media, leg in self.legs.items() if self.worker_of(leg) == worker_id]:
+            self.lost.discard(self.first_leg(leg))
+            del self.legs[media]
+            if not self.rtp:
+                self.destroy(media)
 
     def take(self, leg: str) -> None:
         """The worker has a leg."""
         number = self.specs[leg].leg_number
-        if number:
+        if number and not self.specs[leg].begins:
             first = self.first_leg(leg)
             self.numbers[first] = number
             self.lost.discard(first)
+        elif number:
+            self.numbers[leg] = number
 
     def report(self, leg: str, reason: EndReason | None = None, **more: Any) -> None:
         """The worker reports the end of a leg."""
-        self._start(self.controller.on_report(self.report_of(self.specs[leg], reason or self.report_reason, **more)))
+        spec = self.specs[self.first_leg(leg)]
+        self._start(self.controller.on_report(self.report_of(spec, reason or self.report_reason, **more)))
 
     def end_media(self, reason: EndReason, **more: Any) -> None:
         """The worker ends the leg of the one call, and says why."""
@@ -444,11 +481,27 @@ class Neighbours:
 
         await self._step("continue", effect)
 
+    def _connect(self, host: str, leg_uuid: str, port: int) -> bool:
+        """Asterisk connects to a worker; whether that takes the leg."""
+        assert leg_uuid in self.specs, "the worker must find the spec when Asterisk dials it"
+        address, _, at = host.rpartition(":")
+        worker = f"gw/{int(at) - port}"
+        assert address == "127.0.0.1"
+        assert worker == WORKER.worker_id or self.spare, host
+        if worker in self.dead and port != 9292:  # of an RTP leg nobody knows whether somebody is there
+            raise AriUnavailable("POST", "/channels/externalMedia", 500, "Connection refused")
+        if self.first_leg(leg_uuid) == leg_uuid:
+            self.sent_to[leg_uuid] = worker
+        return worker not in self.deaf
+
     async def external_media(self, identifier: ChannelId, *, host: str, leg_uuid: str, media_format: str) -> None:
         def effect() -> None:
-            assert host == "127.0.0.1:9092"
-            assert leg_uuid in self.specs, "the worker must find the spec when Asterisk dials it"
+            taken = self._connect(host, leg_uuid, 9092)
             self.channels[identifier] = channel(identifier)
+            if not taken:
+                self.emit(StasisStart(**self._about(identifier), args=[leg_uuid]))
+                self.destroy(identifier)
+                return
             self.legs[identifier] = leg_uuid
             self.take(leg_uuid)
             if self.starts_media:
@@ -472,7 +525,8 @@ class Neighbours:
         self, identifier: ChannelId, *, host: str, leg_uuid: str, media_format: str
     ) -> tuple[Channel, str]:
         def effect() -> None:
-            assert (host, media_format) == ("127.0.0.1:9292", "alaw")
+            assert media_format == "alaw"
+            self._connect(host, leg_uuid, 9292)
             self.channels[identifier] = replace(channel(identifier), name="UnicastRTP/127.0.0.1:9292-0x1")
             self.legs[identifier] = leg_uuid
             if self.starts_media:
@@ -483,10 +537,11 @@ class Neighbours:
 
     async def external_websocket(self, identifier: ChannelId, *, host: str, leg_uuid: str, media_format: str) -> None:
         def effect() -> None:
-            assert host == "127.0.0.1:9392"
+            self._connect(host, leg_uuid, 9392)
             self.channels[identifier] = channel(identifier)
             if self.connects_websockets:
                 self.legs[identifier] = leg_uuid
+                self.take(leg_uuid)
                 self.emit(StasisStart(**self._about(identifier), args=[leg_uuid]))
                 if self.specs[leg_uuid].held and self.first_word:
                     self.notice(leg_uuid, cast(Any, self.first_word))
@@ -554,7 +609,13 @@ class Neighbours:
         await self._step("leave_queue", lambda: self.line.remove(call_id) if call_id in self.line else None)
 
     async def acquire(
-        self, call_id: str, *, application: str = "", limit: int | None = None, line_max: int = 0
+        self,
+        call_id: str,
+        *,
+        application: str = "",
+        limit: int | None = None,
+        line_max: int = 0,
+        exclude: Collection[str] = (),
     ) -> Lease:
         def effect() -> Lease:
             most = self.limits.get(application, limit)
@@ -566,17 +627,21 @@ class Neighbours:
                 raise NoCapacity("app_full", "scripted", ahead + 1 if call_id in self.line else 0)
             if call_id in self.line:
                 self.line.remove(call_id)
-            self.asked_for[call_id] = application
-            self.granted[call_id] += call_id not in self.held
-            self.held[call_id] = WORKER.worker_id
-            ports = {"rtp_port": 9292 if self.rtp else 0, "websocket_port": 9392 if self.websocket else 0}
-            return Lease(replace(WORKER, **ports), TOKEN, self.config.node)
+            for info in self._workers() if self.alive else []:
+                if info.worker_id not in exclude and info.worker_id not in self.full:
+                    self.asked_for[call_id] = application
+                    if self.held.get(call_id) != info.worker_id:
+                        self.granted[call_id] += 1
+                        self.tokens[call_id] = TOKEN + sum(self.granted.values()) - 1
+                    self.held[call_id] = info.worker_id
+                    return Lease(info, self.tokens[call_id], self.config.node)
+            raise NoCapacity("all_full", "every media worker is at its capacity")
 
         return cast(Lease, await self._step("acquire", effect))
 
     async def release(self, call_id: str, token: int) -> bool:
         def effect() -> bool:
-            assert token in (0, TOKEN)
+            assert token in (0, self.tokens.get(call_id, TOKEN))
             self.released[call_id] += 1
             return self.held.pop(call_id, None) is not None
 
@@ -587,9 +652,24 @@ class Neighbours:
         self.renewals.append({call_id: lease.worker_id for call_id, lease in held.items()})
         return Renewal(tokens={call_id: TOKEN for call_id, lease in held.items() if not lease.token})
 
+    def _workers(self) -> list[WorkerInfo]:
+        return [
+            replace(
+                WORKER,
+                started_at_ms=self.run,
+                worker_id=f"gw/{number}",
+                port=9092 + number,
+                rtp_port=9292 + number if self.rtp else 0,
+                websocket_port=9392 + number if self.websocket else 0,
+            )
+            for number in range(1 + self.spare)
+        ]
+
     async def send_order(self, worker_id: str, order: LegOrder) -> bool:
         def effect() -> bool:
             self.orders.append((worker_id, order))
+            if worker_id in self.dead:
+                return False
             leg = order.leg_uuid
             if order.order == "open" and self.opens_legs and self.hears_orders:
                 assert order.remote == MEDIA_ADDRESS
@@ -597,11 +677,13 @@ class Neighbours:
                 self.notice(leg, "attached")
                 if self.specs[leg].held and self.first_word:
                     self.notice(leg, cast(Any, self.first_word))
-            if order.order == "lost" and self.holds and self.hears_orders:
+            if order.order == "lost" and self.holds and self.hears_orders and worker_id not in self.deaf:
                 self.legs = {media: known for media, known in self.legs.items() if self.first_leg(known) != leg}
                 if leg not in self.lost or self.numbers.get(leg, 0) <= order.leg_number:
                     self.lost.add(leg)
                     self.notice(leg, "leg_lost")
+            if order.report_stream and worker_id in self.deaf:
+                self.notice(leg, "not_here")
             carried = [media for media, known in self.legs.items() if self.first_leg(known) == leg]
             if order.order == "end" and (carried or leg in self.lost) and self.hears_orders:
                 self.legs = {media: known for media, known in self.legs.items() if media not in carried}
@@ -614,7 +696,12 @@ class Neighbours:
 
     async def workers(self) -> list[WorkerInfo]:
         await self._step("workers")
-        return [replace(WORKER, rtp_port=9292 if self.rtp else 0)] if self.alive else []
+        return self._workers() if self.alive else []
+
+    async def heartbeats(self) -> dict[str, tuple[WorkerInfo, float]]:
+        await self._step("heartbeats")
+        ages = {True: self.silent_seconds, False: 0.0}
+        return {info.worker_id: (info, ages[info.worker_id in self.dead]) for info in self._workers() if self.alive}
 
     async def put_spec(self, spec: CallSpec) -> None:
         def effect() -> None:

@@ -7,7 +7,7 @@ import base64
 import json
 import socket
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -50,6 +50,10 @@ class AnnouncedCalls:
         self.breakers: Breakers = MemoryBreakers()
         self.given: set[str] = set()
         """Ids of the calls that are leased to the worker."""
+        self.away: set[str] = set()
+        """Ids of calls that another worker has."""
+        self.not_had: list[str] = []
+        """Calls that the worker was asked for and has not had."""
         self.closed = False
 
     def announce_call(self, **changes: Any) -> CallSpec:
@@ -69,6 +73,9 @@ class AnnouncedCalls:
     def notify(self, spec: CallSpec, notice: CallNotice) -> None:
         self.notices.append(notice)
 
+    def not_here(self, order: LegOrder) -> None:
+        self.not_had.append(order.call_id)
+
     async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         self.order = handle
         await asyncio.Event().wait()
@@ -76,6 +83,9 @@ class AnnouncedCalls:
     async def announce(self, info: WorkerInfo) -> set[str]:
         self.announced.append(info)
         return self.given
+
+    async def given_away(self, worker_id: str, calls: Mapping[str, int]) -> set[str]:
+        return self.away & set(calls)
 
     async def close(self, worker_id: str) -> None:
         self.closed = True

@@ -68,11 +68,11 @@ def of_report(report: CallReport, *, answered: bool = True) -> Termination | Non
     return Termination(found.result, found.reason, found.detail, _cause(found.result, answered))
 
 
-def of_nothing(report: CallReport | None, *, answered: bool = True) -> Termination:
-    """The ending of a call whose media went without anybody saying why."""
+def of_nothing(report: CallReport | None, *, answered: bool = True, lost: str = "") -> Termination:
+    """The ending of a call whose media went without anybody saying why; `lost`: why no other worker took it."""
     cause = _cause(Result.SERVER_ERROR, answered)
     if report is None:
-        return Termination(Result.SERVER_ERROR, "media_lost", "the worker did not report", cause)
+        return Termination(Result.SERVER_ERROR, "media_lost", lost or "the worker did not report", cause)
     return Termination(Result.SERVER_ERROR, "media_leg_lost", report.detail, cause)
 
 

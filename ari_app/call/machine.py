@@ -8,6 +8,7 @@ call that forks goes another way, in `FORKS`.
                              anything else ends it --------------------------> ENDING
 
     TALKING or REPORTING: the leg is lost, the worker waits -> BROKEN -> REPLACING -> REJOINING -> TALKING
+                          the worker is gone --------------> STRANDED -> MOVING ----> REJOINING -> TALKING
 
     PLACING: the application is full -> QUEUED -> as from PLACING; a caller who has been answered -> ATTACHING
              or he is to go elsewhere -----------> CONTINUING
@@ -26,6 +27,10 @@ answered and hears something else, and the call is placed when it is his turn.
 A call is **broken** when its leg is lost while both ends live: the worker holds its session. **Replacing** it, another
 media channel is made, which is put into the bridge: **rejoining**. That may happen again and again; whoever makes the
 legs (`ari_app.call.replacing`) says when it is enough.
+
+A call is **stranded** when its worker is gone while its caller lives: it waits for its turn. **Moving**, it is given
+to another worker, whose leg is put into the bridge like any other. While a call is set up, its media channel is simply
+made once more, to another worker (`ari_app.call.moving` says how often).
 
 A call **forks** when its application listens to the caller while he goes on in the dialplan: a snoop channel takes his
 place in the bridge. He is **forked** while the stream lives, **parted** from it when it has ended and he goes on alone.
@@ -59,6 +64,8 @@ class State(StrEnum):
     BRIDGING = "bridging"
     TALKING = "talking"
     REPORTING = "reporting"
+    STRANDED = "stranded"
+    MOVING = "moving"
     BROKEN = "broken"
     REPLACING = "replacing"
     REJOINING = "rejoining"
@@ -110,7 +117,18 @@ class Trigger(StrEnum):
     """The worker's end of the leg is gone, and it waits for another one."""
     REPLACE_DUE = "replace_due"
     GIVEN_UP = "given_up"
-    """No more legs are made for this call."""
+    """No more legs are made for this call, or no other worker takes it."""
+    WORKER_GONE = "worker_gone"
+    """The worker that carried the call is gone, or knows nothing of it."""
+    MOVE_DUE = "move_due"
+    """It is this call's turn to be given to another worker."""
+    MOVE_ORDERED = "move_ordered"
+    STAYS = "stays"
+    """No other worker could be had, and the call is as it was."""
+    RETRY = "retry"
+    """The worker did not take a call that is set up, and another one may."""
+    RING_ON = "ring_on"
+    """The same, of a caller who has not been answered."""
     SNOOP_GONE = "snoop_gone"
     HANGUP_ORDERED = "hangup_ordered"
     SETUP_TIMEOUT = "setup_timeout"
@@ -152,6 +170,12 @@ class Action(StrEnum):
     """Find out whether the report came before the media channel went, and tell the worker that it went."""
     REPLACE = "replace"
     """Have another media channel made for the session that the worker holds."""
+    STRAND = "strand"
+    """Queue for being moved: a worker's calls are all lost at once."""
+    MOVE = "move"
+    """Give the call to another worker, and have a media channel made to it."""
+    REPLACE_WORKER = "replace_worker"
+    """The same while the call is set up."""
     REJOIN = "rejoin"
     """Put it into the bridge."""
     CONTINUE = "continue"
@@ -169,13 +193,16 @@ class Action(StrEnum):
 AWAY = frozenset({State.FORKED, State.UNFORKING, State.PARTED})
 """The caller is in the dialplan, and his call still ours to watch."""
 
-HELD = (State.BROKEN, State.REPLACING, State.REJOINING)
-"""The worker holds the session of a call that has no leg, to our knowledge."""
+HELD = (State.STRANDED, State.MOVING, State.BROKEN, State.REPLACING, State.REJOINING)
+"""The caller waits in his bridge for another leg, to the worker that holds the session or to another one."""
 
 _ENDING = (State.ENDING, (Action.TEAR_DOWN,))
 _GOING_ON = (State.CONTINUING, (Action.CONTINUE,))
 _INQUIRING = (State.REPORTING, (Action.INQUIRE,))
 _BROKEN: tuple[State, tuple[Action, ...]] = (State.BROKEN, ())
+_STRANDED = (State.STRANDED, (Action.STRAND,))
+_ATTACHING_AGAIN = (State.ATTACHING, (Action.REPLACE_WORKER,))
+_RINGING_ON = (State.RINGING, (Action.REPLACE_WORKER,))
 _SNOOPING = (State.FORKING, (Action.SNOOP,))
 _STREAM_OVER = (State.UNFORKING, (Action.DETACH,))
 _PARTED = (State.PARTED, (Action.GIVE_BACK,))
@@ -223,6 +250,18 @@ TABLE: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
     (State.REPLACING, Trigger.MEDIA_STARTED): (State.REJOINING, (Action.REJOIN,)),
     (State.REPLACING, Trigger.MEDIA_FAILED): _BROKEN,
     (State.REPLACING, Trigger.GIVEN_UP): _INQUIRING,
+    (State.TALKING, Trigger.MOVE_ORDERED): (State.MOVING, (Action.MOVE,)),
+    (State.STRANDED, Trigger.MOVE_DUE): (State.MOVING, (Action.MOVE,)),
+    (State.STRANDED, Trigger.GIVEN_UP): _INQUIRING,
+    (State.MOVING, Trigger.MEDIA_STARTED): (State.REJOINING, (Action.REJOIN,)),
+    (State.MOVING, Trigger.MEDIA_FAILED): _STRANDED,
+    (State.MOVING, Trigger.MEDIA_GONE): _STRANDED,
+    (State.MOVING, Trigger.GIVEN_UP): _INQUIRING,
+    (State.MOVING, Trigger.STAYS): (State.TALKING, ()),
+    (State.ATTACHING, Trigger.RETRY): _ATTACHING_AGAIN,
+    (State.REPORTING, Trigger.RETRY): _ATTACHING_AGAIN,
+    (State.RINGING, Trigger.RETRY): _RINGING_ON,
+    (State.REPORTING, Trigger.RING_ON): _RINGING_ON,
     (State.REJOINING, Trigger.BRIDGED): (State.TALKING, ()),
     (State.REJOINING, Trigger.BRIDGE_FAILED): _BROKEN,
     (State.CONTINUING, Trigger.CONTINUED): _ENDING,
@@ -251,6 +290,8 @@ TIMERS: dict[State, Trigger] = {
     State.BRIDGING: Trigger.SETUP_TIMEOUT,
     State.TALKING: Trigger.TIME_LIMIT,
     State.REPORTING: Trigger.REPORT_TIMEOUT,
+    State.STRANDED: Trigger.GIVEN_UP,
+    State.MOVING: Trigger.MEDIA_FAILED,
     State.BROKEN: Trigger.REPLACE_DUE,
     State.REPLACING: Trigger.MEDIA_FAILED,
     State.REJOINING: Trigger.BRIDGE_FAILED,
@@ -272,6 +313,8 @@ for _state in (*_SETTING_UP, State.TALKING):
     TABLE[_state, Trigger.MEDIA_GONE] = _INQUIRING
 for _state in (State.REPLACING, State.REJOINING):
     TABLE[_state, Trigger.MEDIA_GONE] = TABLE[_state, Trigger.LEG_LOST] = _BROKEN
+for _state in (State.TALKING, State.REPORTING, State.MOVING, State.BROKEN, State.REPLACING, State.REJOINING):
+    TABLE[_state, Trigger.WORKER_GONE] = _STRANDED
 for _state in HELD:
     TABLE[_state, Trigger.REPORTED] = _ENDING
     TABLE[_state, Trigger.GOES_ON] = _GOING_ON
@@ -302,6 +345,9 @@ LATE: frozenset[Trigger] = frozenset(
         Trigger.CALLER_LEFT,
         Trigger.MEDIA_GONE,
         Trigger.LEG_LOST,
+        Trigger.WORKER_GONE,
+        Trigger.MOVE_DUE,
+        Trigger.MOVE_ORDERED,
         Trigger.MEDIA_STARTED,
         Trigger.SNOOP_STARTED,
         Trigger.SNOOP_GONE,

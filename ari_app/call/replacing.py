@@ -33,6 +33,13 @@ class Replacements:
         self.number = 0
         """Of the leg that is there, or is being made."""
 
+    def anew(self) -> None:
+        """Another worker has the call: its first leg is the next one of the call."""
+        self.number += 1
+        self._in_a_row = 0
+        self._gives_up = 0.0
+        self._carrying_since = None
+
     @property
     def holds(self) -> bool:
         """Whether the worker may be waiting for a leg."""

@@ -1,4 +1,4 @@
-"""`trunkbridge calls`: the records of calls, live and past, and the order to end one."""
+"""`trunkbridge calls`: the records of calls, live and past, and the orders to end one or to move it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from audiosocket.callspec import MediaFigures
 from audiosocket.runtime.stores import open_redis, resolve
 
 HANGUP_SECONDS = 10.0
+MOVE_SECONDS = 10.0
 WORKER_SECONDS = 2.0
 
 
@@ -73,7 +74,7 @@ _COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [
 
 @click.group()
 def calls() -> None:
-    """List, show, watch and hang up calls."""
+    """List, show, watch, hang up and move calls."""
 
 
 @calls.command("list")
@@ -193,6 +194,56 @@ def hangup(call: str, config_path: Path) -> None:
 
     row = run(order())
     click.echo(f"{row.call_id}: ended, {row.reason}")
+
+
+@calls.command()
+@click.argument("call")
+@click.option("--to", "worker", default="", help="The worker that is to have it; otherwise any other.")
+@config_option
+def move(call: str, worker: str, config_path: Path) -> None:
+    """Move live CALL to another media worker, and wait until that has it.
+
+    Its application gets a `stop` on the stream that it has, and a `start` on another one.
+    """
+
+    async def order() -> CallRow:
+        async with _stores(config_path) as stores:
+            row = await _find(stores, call)
+            if row.ended_at is not None:
+                raise click.ClickException(f"call {row.call_id} has ended already ({row.reason})")
+            if worker and worker == row.worker_id:
+                raise click.ClickException(f"call {row.call_id} is on {worker} already")
+            told = {(event.source, event.seq) for event in await stores.calls.events(row.call_id)}
+            await stores.present.send_command(
+                row.node, Command(verb="move", call_id=row.call_id, by=getpass.getuser(), worker=worker)
+            )
+            try:
+                async with asyncio.timeout(MOVE_SECONDS):
+                    return await _moved(stores, row.call_id, told)
+            except TimeoutError:
+                raise click.ClickException(
+                    f"call {row.call_id} has not been moved within {MOVE_SECONDS:g} s: does the controller of"
+                    f" {row.node} run?"
+                ) from None
+
+    row = run(order())
+    click.echo(f"{row.call_id}: moved, to {row.worker_id}")
+
+
+async def _moved(stores: Stores, call_id: str, told: set[tuple[str, int]]) -> CallRow:
+    """The record of a call that is being moved, once it has been; `told`: events of its story before the order."""
+    while True:
+        await asyncio.sleep(0.1)
+        for event in await stores.calls.events(call_id):
+            if (event.source, event.seq) in told:
+                continue
+            if event.event == "moved":
+                return await _find(stores, call_id)
+            if event.event in ("not_moved", "stays"):
+                raise click.ClickException(f"call {call_id} stays where it is: {event.detail.get('detail', '')}")
+        row = await _find(stores, call_id)
+        if row.ended_at is not None:
+            raise click.ClickException(f"call {call_id} has ended meanwhile ({row.reason})")
 
 
 _WATCH_COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [

@@ -107,7 +107,11 @@ class CallActions:
             try:
                 limit = admission.application.limit
                 lease = await self._services.leases.acquire(
-                    row.call_id, application=admission.application_name, limit=limit.calls, line_max=line_max(limit)
+                    row.call_id,
+                    application=admission.application_name,
+                    limit=limit.calls,
+                    line_max=line_max(limit),
+                    exclude=tuple(self._services.gone),
                 )
                 self.legs.worker, self.lease_token = lease.worker, lease.token
                 created_ms = time.time_ns() // 1_000_000
@@ -115,7 +119,9 @@ class CallActions:
                 applications = self._services.applications
                 spec = call_spec(row, admission, self.legs.leg_uuid, created_ms, seconds, applications, os.urandom)
                 hold_seconds = 0.0 if self._forks else self._services.settings.leg_hold_seconds
-                await self._services.present.put_spec(replace(spec, leg_hold_seconds=hold_seconds))
+                await self._services.present.put_spec(
+                    replace(spec, leg_hold_seconds=hold_seconds, lease_token=lease.token)
+                )
             finally:
                 await asyncio.gather(subscribed, return_exceptions=True)
             subscribed.result()
@@ -183,10 +189,14 @@ class CallActions:
 
     async def join(self) -> Message | None:
         """Puts media and caller, or the channel that listens to him, into a bridge."""
-        self.bridged = True
+        before, self.bridged = self.bridged, True
         beside_media = self.snoop_channel if self._forks else self.caller_channel
         try:
-            await self._services.ari.create_bridge(self.bridge)
+            try:
+                await self._services.ari.create_bridge(self.bridge)
+            except AriConflict:
+                if not before:
+                    raise
             try:
                 await self._services.ari.add_to_bridge(self.bridge, beside_media, self.legs.channel)
             except (AriConflict, AriInvalid):

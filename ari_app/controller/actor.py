@@ -21,7 +21,8 @@ from ari_app.call.machine import AWAY, HELD, OVER, TIMERS, Action, CallMachine, 
 from ari_app.call.routing import Admission, NotAdmitted
 from ari_app.controller.actions import CallActions
 from ari_app.controller.limits import Limits
-from ari_app.controller.messages import Message
+from ari_app.controller.messages import Message, MoveOrder, WorkerGone
+from ari_app.controller.moving import Moving
 from ari_app.controller.outcome import Outcome
 from ari_app.controller.rtp_leg import CallerDigit
 from ari_app.controller.services import Services
@@ -41,7 +42,7 @@ Asterisk tells it."""
 log = structlog.get_logger(__name__)
 
 
-_Told = Message | CallReport | CallNotice | CallerDigit
+_Told = Message | CallReport | CallNotice | CallerDigit | WorkerGone | MoveOrder
 
 
 class CallActor:
@@ -71,6 +72,7 @@ class CallActor:
         self._actions = CallActions(services, story, caller_channel, state, forks=forks)
         self._waiting = Waiting(services, story, self._actions, admission, forks=forks)
         self._legs = self._actions.legs
+        self._moving = Moving(services, story, self._actions, self._waiting, forks=forks)
         self.rtp_leg = self._legs.rtp
         self.caller_channel = caller_channel
         """Asterisk's id of the caller's channel; those of the others are ours, whether they exist or not."""
@@ -170,6 +172,15 @@ class CallActor:
             if self._legs.started:
                 self._put(Message(Trigger.MEDIA_STARTED, media=self.media_channel))
 
+    def worker_gone(self, gone: WorkerGone) -> None:
+        """Queues that a worker does not answer any more; of another's call nothing follows."""
+        if gone.worker_id == self.worker_id:
+            self._put(gone)
+
+    def move(self, order: MoveOrder) -> None:
+        """Queues that an operator wants the call to be moved."""
+        self._put(order)
+
     def know_leg(self, number: int | None) -> None:
         """Of a call that is to be adopted: the last leg that Asterisk has of it; None: none."""
         self._legs.know_leg(number)
@@ -251,10 +262,15 @@ class CallActor:
             async with asyncio.timeout(ASK_SECONDS if queued else max(0.0, self._limits.deadline - time.monotonic())):
                 return await self._inbox.get()
         except TimeoutError:
+            if self.machine.state is State.REPORTING and await self._moving.worker_dead():
+                return Message(Trigger.WORKER_GONE, detail="the worker does not listen")
             return await self._waiting.ask() if queued else Message(TIMERS[self.machine.state])
 
     async def _handle(self, message: _Told) -> None:
         if isinstance(message, CallReport):
+            if self._legs.leg_uuid and message.leg_uuid != self._legs.leg_uuid:
+                self._story.left(message)
+                return
             self._take_report(message)
             if self.machine.state is State.REPORTING or self.machine.state in HELD:
                 await self._step(self._outcome.why())
@@ -266,6 +282,13 @@ class CallActor:
                 await self.rtp_leg.pass_digit(message.digit)
         elif isinstance(message, CallNotice):
             await self._take_notice(message)
+        elif isinstance(message, WorkerGone):
+            if self._legs.is_at(message.worker_id, message.started_at_ms):
+                await self._step(Message(Trigger.WORKER_GONE, detail=message.detail))
+        elif isinstance(message, MoveOrder):
+            reported = self._outcome.report is not None
+            if (ordered := self._moving.order(message, self.machine.state, reported=reported)) is not None:
+                await self._step(ordered)
         elif message.media is not None and message.media != self.media_channel:
             self._actions.destroyed(message.destroyed)  # of a leg whose place another has taken
         else:
@@ -278,7 +301,9 @@ class CallActor:
         """Applies a trigger, performs what follows, and goes on with the outcomes."""
         pending: Message | None = message
         while pending is not None:
-            current, pending = pending, None
+            reported = self._outcome.report is not None
+            current = self._moving.instead(pending, self.machine.state, self._limits, reported=reported)
+            pending = None
             step = self.machine.apply(current.trigger)
             if step is None:
                 if self.machine.state is State.ENDING and current.reason and self._outcome.termination is None:
@@ -286,6 +311,10 @@ class CallActor:
                     self._outcome.conclude(current, State.ENDING, State.ENDING)
                 return
             self._limits.enter(step.target)
+            if step.source is State.MOVING:
+                self._services.turns.end(self.call_id)
+            if current.trigger is Trigger.GIVEN_UP and current.detail:
+                self._outcome.lose(current.detail)
             self._outcome.conclude(current, step.source, step.target)
             self._story.transition(step, self._cause(), detail=current.detail, hangup_cause=current.cause)
             for action in step.actions:
@@ -309,6 +338,10 @@ class CallActor:
             if waits and (asked or notice.leg_number >= self._legs.replacements.number):
                 self._legs.lost(notice)
                 await self._step(Message(Trigger.LEG_LOST, detail=f"leg {notice.leg_number}"))
+        elif notice.event == "not_here":
+            if self.machine.state is State.REPORTING and self._outcome.report is None:
+                self._moving.not_had()
+                await self._step(Message(Trigger.WORKER_GONE, detail="the worker has not had the call"))
         elif notice.event == "digits":
             if self._talks and DIGITS.fullmatch(notice.digits):
                 await self._actions.send_digits(notice.digits)
@@ -347,10 +380,22 @@ class CallActor:
                 if not self._legs.report_due:
                     return self._outcome.why()
                 await self._legs.inquire(talked=self._story.row.connected_at is not None)
+                if not self._legs.heard and self._moving.moves.possible:
+                    self._limits.unheard()
+            case Action.STRAND:
+                self._moving.strand(lambda: self.tell(Message(Trigger.MOVE_DUE)))
+            case Action.MOVE | Action.REPLACE_WORKER:
+                self._first_word = ""
+                if action is Action.MOVE:
+                    return await self._moving.move(self)
+                return await self._moving.replace_worker(self, self._limits)
             case Action.REPLACE:
                 return await self._legs.replace(self)
             case Action.REJOIN:
-                return await actions.rejoin()
+                rejoined = await actions.rejoin()
+                if rejoined is not None and rejoined.trigger is Trigger.BRIDGED:
+                    self._moving.carried()
+                return rejoined
             case Action.CONTINUE:
                 place = self._outcome.onward if self._fork is None else self._fork.place
                 assert place is not None

@@ -32,9 +32,10 @@ from ari_app.call.machine import AWAY, OVER, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted, Router
 from ari_app.controller.actor import CallActor
 from ari_app.controller.live_calls import LiveCalls
-from ari_app.controller.messages import Message
+from ari_app.controller.messages import Message, MoveOrder
 from ari_app.controller.reconciliation import Reconciliation
-from ari_app.controller.story import from_ms, report_events
+from ari_app.controller.story import from_ms, left_events, report_events
+from ari_app.controller.worker_watch import WorkerWatch
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import is_media_of, new_call_id, new_call_sid, parse
 from ari_app.errors import StoreUnavailable, TrunkbridgeError
@@ -59,8 +60,6 @@ SETTLE_SECONDS = 1.0
 SETTLE_LOOKS = 50
 UNDER_WAY = frozenset(State) - {State.AWAITING, State.TALKING, State.BROKEN, State.FORKED, State.PARTED, State.ENDED}
 """States that a call leaves within a moment, and that the next controller could not take it over in as it is."""
-WATCH_SECONDS = 2.0
-"""How often the workers of RTP legs are looked for; one that is missed twice is gone."""
 
 log = structlog.get_logger(__name__)
 
@@ -89,6 +88,7 @@ class Controller:
         self._writer = writer
         self._router = Router(config)
         self._live = LiveCalls(config, ari, leases, present, writer)
+        self._watch = WorkerWatch(self._live, present)
         self._reconciliation = Reconciliation(config, ari, calls, self._router, self._live, self._arrived)
         self._asterisk_started_ms = 0
         self._early: list[CallReport] = []
@@ -212,24 +212,8 @@ class Controller:
             known_open = breaker.open
 
     async def watch_workers(self) -> None:
-        """Ends RTP legs whose worker is gone, for ever: of AudioSocket legs Asterisk sees it, of these nobody does."""
-        missed: set[str] = set()
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            actors = [actor for actor in self._live.actors.values() if actor.rtp_leg.used]
-            if not actors:
-                continue
-            try:
-                runs = {info.worker_id: info.started_at_ms for info in await self._present.workers()}
-            except StoreUnavailable:
-                continue  # of the workers nothing is known, and calls go on
-            # A Redis that has just come back knows no worker for a moment.
-            gone, missed = missed - set(runs), {actor.worker_id for actor in actors} - set(runs)
-            for actor in actors:
-                worker, leg = actor.worker_id, actor.rtp_leg
-                leg.worker_started_ms = leg.worker_started_ms or runs.get(worker, 0)
-                if worker in gone or runs.get(worker, leg.worker_started_ms) != leg.worker_started_ms:
-                    actor.tell(Message(Trigger.MEDIA_GONE, detail=f"worker {worker} is gone"))
+        """Takes the calls of workers that are gone from them, for ever."""
+        await self._watch.run()
 
     async def settle(self) -> None:
         """Lets calls that are being set up or ended get there, for a moment, and begins no other: the next controller
@@ -349,14 +333,18 @@ class Controller:
         # The call has ended without waiting for it, or under another controller: its record gets what it lacks.
         for event in report_events(report):
             self._writer.event(event)
-        row = self._live.unreported.pop(report.call_id, None)
+        row = self._live.unreported.get(report.call_id)
         try:
             row = row or await self._calls.get_call(report.call_id)
         except StoreUnavailable as error:
             # Reports of live calls come on the same stream: this one is not worth their waiting.
             log.error("late_report_without_record", call_id=report.call_id, detail=str(error))
             return
-        if row is not None and row.ended_at is not None and row.media is None:
+        if row is not None and row.leg_uuid not in (None, report.leg_uuid):
+            for event in left_events(report):
+                self._writer.event(event)
+        elif row is not None and row.ended_at is not None and row.media is None:
+            self._live.unreported.pop(report.call_id, None)
             self._live.story(row).reported(report)
 
     def on_notice(self, notice: CallNotice) -> None:
@@ -372,6 +360,10 @@ class Controller:
         actor = self._live.actors.get(command.call_id)
         if actor is None:
             log.warning("order_for_no_call", call_id=command.call_id, by=command.by)
+            return
+        if command.verb == "move":
+            log.info("move_ordered", call_id=command.call_id, by=command.by, worker=command.worker)
+            actor.move(MoveOrder(command.worker, command.by))
             return
         log.info("hangup_ordered", call_id=command.call_id, by=command.by)
         actor.tell(Message(Trigger.HANGUP_ORDERED, detail=f"by {command.by}"))

@@ -12,6 +12,12 @@ END_SECONDS = 5.0
 """How long an ended call waits for its channels to be destroyed and for the worker's report."""
 REPORT_SECONDS = 1.0
 """How long a caller whose media leg has gone is kept for the worker's report, which takes a few ms."""
+UNHEARD_SECONDS = 0.2
+"""The same where the worker does not listen: a report that it left before its end may be on its way to us."""
+ATTACH_SECONDS = 4.0
+"""How long a worker may take to the leg of a call that is set up, before another one is tried."""
+STRANDED_SECONDS = 30.0
+"""How long a call waits for its turn to be moved."""
 REPLACE_SECONDS = 2.5
 """How long another media leg may take; Asterisk tries for 2 s to connect it."""
 
@@ -40,6 +46,19 @@ class Limits:
         """The call has been set up by another controller, and may go on for so long."""
         self.deadline = self._ends = time.monotonic() + max(0.0, seconds)
 
+    @property
+    def attach_over(self) -> bool:
+        """Whether the time for this worker is over, and not that of the set-up."""
+        return time.monotonic() < self._began + self._setup_seconds
+
+    def unheard(self) -> None:
+        """The worker that is to report does not listen."""
+        self.deadline = min(self.deadline, time.monotonic() + UNHEARD_SECONDS)
+
+    def last_worker(self) -> None:
+        """No other worker is tried: this one has the rest of the set-up's time."""
+        self.deadline = self._began + self._setup_seconds
+
     def enter(self, state: State) -> None:
         """The call enters `state`. How long one may be queued is not said here (`Waiting.until`)."""
         if self._waited and state is not State.QUEUED:
@@ -57,7 +76,11 @@ class Limits:
                 return self._ends
             case State.BROKEN:
                 return self._replacements.due(time.monotonic())
-            case State.REPLACING | State.REJOINING:
+            case State.ATTACHING | State.RINGING:
+                return min(self._began + self._setup_seconds, time.monotonic() + ATTACH_SECONDS)
+            case State.STRANDED:
+                return time.monotonic() + STRANDED_SECONDS
+            case State.MOVING | State.REPLACING | State.REJOINING:
                 return time.monotonic() + REPLACE_SECONDS
             case State.FORKED | State.PARTED:
                 return self._ends

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from ari_app.ari.client import AriClient
 from ari_app.call.ending import of_refusal
 from ari_app.call.machine import State
-from ari_app.call.routing import Admission, NotAdmitted
+from ari_app.call.routing import Admission, NotAdmitted, Router
 from ari_app.controller.actor import CallActor
 from ari_app.controller.leftovers import Leftovers
 from ari_app.controller.services import Services
@@ -31,8 +31,17 @@ class LiveCalls:
 
     def __init__(self, config: Config, ari: AriClient, leases: Leases, present: Present, writer: RecordWriter) -> None:
         self.leftovers = Leftovers(ari)
-        self._services = Services(
-            config.node, ari, leases, present, config.controller, config.applications, self.leftovers, self.register
+        router = Router(config)
+        self.services = Services(
+            config.node,
+            ari,
+            leases,
+            present,
+            config.controller,
+            config.applications,
+            self.leftovers,
+            self.register,
+            lambda row: router.readmit(row.trunk or "", row.callee or "", row.caller or "", row.application or ""),
         )
         self._writer = writer
         # Distinguishes this run's events from those of an earlier controller of the same node.
@@ -60,7 +69,7 @@ class LiveCalls:
     ) -> CallActor:
         """Starts the actor of a new call, or of one that is to be adopted in `state`."""
         story = self.story(row)
-        actor = CallActor(self._services, story, channel, admission, state)
+        actor = CallActor(self.services, story, channel, admission, state)
         self.actors[actor.call_id] = actor
         if self.begun is not None:
             self.begun.add(actor.call_id)
@@ -104,6 +113,7 @@ class LiveCalls:
         try:
             await actor.run()
         finally:
+            self.services.turns.end(actor.call_id)
             self.actors.pop(actor.call_id, None)
             if actor.row.ended_at is not None:
                 self.ended[actor.row.result or "", actor.row.reason or ""] += 1

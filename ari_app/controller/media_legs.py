@@ -25,7 +25,7 @@ from ari_app.controller.spec import replacing_spec
 from ari_app.controller.story import Story
 from ari_app.domain.ids import MAX_ATTEMPT, CallId, ChannelId, LegUuid, media_channel_id, new_leg_uuid
 from ari_app.errors import StoreUnavailable
-from audiosocket.callspec import CallNotice, LegOrder, MediaFormat, WorkerInfo
+from audiosocket.callspec import CallNotice, LegOrder, MediaFormat, WorkerInfo, report_stream
 
 if TYPE_CHECKING:
     from ari_app.controller.actor import CallActor
@@ -56,7 +56,11 @@ class MediaLegs:
         self.rtp = RtpLeg(call_id, self._send_order, lambda: self.leg_uuid)
         self.worker: WorkerInfo | None = None
         self.leg_uuid = LegUuid(story.row.leg_uuid or "")
-        """Of the call's first leg, by which its worker knows it."""
+        """Of the call's first leg at its worker, by which that knows it."""
+        self.attached_at = 0.0
+        """When the leg was asked for, in monotonic seconds."""
+        self.heard = True
+        """Whether the worker listened when it was told last that its leg is gone."""
         self._media_format = MediaFormat.ULAW
         """What the worker wants the next leg to carry."""
         self._lost_number = 0
@@ -86,6 +90,11 @@ class MediaLegs:
         self.report_due = live or row.connected_at is not None
         if state in AWAY:
             self.report_due = live or (state is not State.PARTED and row.media is None)
+
+    def is_at(self, worker_id: str, started_at_ms: int) -> bool:
+        """Whether this run of a worker has the call, to our knowledge."""
+        run = 0 if self.worker is None else self.worker.started_at_ms
+        return worker_id == self._story.row.worker_id and run in (0, started_at_ms)
 
     def destroyed(self, channel: ChannelId | None) -> None:
         """One of the call's channels is gone for good, a leg's or another."""
@@ -119,6 +128,7 @@ class MediaLegs:
         host = f"[{worker.host}]" if ":" in worker.host else worker.host
         self._services.register(self.channel, actor)
         self.live = self.report_due = True
+        self.attached_at = time.monotonic()
         by_rtp = self.rtp.choose(worker, media_format)
         ari = self._services.ari
         create: Callable[..., Awaitable[Channel | tuple[Channel, str]]]
@@ -152,13 +162,24 @@ class MediaLegs:
 
     async def inquire(self, *, talked: bool) -> None:
         """Tells the worker that the media channel is gone: whether it waits for another leg, or ends the call, or has
-        ended it before, is told by what it says then."""
+        ended it before, is told by what it says then, and that it is dead by its not listening (`heard`)."""
+        self.heard = True
+        row = self._story.row
+        call_id, stream = row.call_id, report_stream(row.node)
         if not (talked and self.replacements.wanted):
-            await self.end()
-            return
+            if not (self.report_due and (self.rtp.used or self.replacements.holds)):
+                return
+            order = LegOrder(leg_uuid=self.leg_uuid, order="end", call_id=call_id, report_stream=stream)
+        else:
+            order = LegOrder(
+                leg_uuid=self.leg_uuid,
+                order="lost",
+                leg_number=max(self.replacements.number, self._lost_number),
+                call_id=call_id,
+                report_stream=stream,
+            )
         try:
-            number = max(self.replacements.number, self._lost_number)
-            await self._send_order(LegOrder(leg_uuid=self.leg_uuid, order="lost", leg_number=number))
+            self.heard = await self._send_order(order)
         except StoreUnavailable as error:
             self._log.warning("loss_not_told", detail=str(error))
 
@@ -195,6 +216,17 @@ class MediaLegs:
         failed = await self.attach(actor, self._media_format, leg_uuid)
         self.report_due = True  # whatever becomes of this leg, the worker holds the session
         return failed
+
+    async def begin_anew(self, worker: WorkerInfo, leg_uuid: LegUuid) -> None:
+        """The call is another worker's: what was made for the one before goes, and the next leg has this UUID."""
+        if self.live:
+            self.earlier.add(self.channel)
+        self.replacements.anew()
+        self.channel = media_channel_id(self._services.node, CallId(self._story.row.call_id), self.replacements.number)
+        self.worker, self.leg_uuid = worker, leg_uuid
+        self.live = self.started = self.report_due = self.rtp.attached = self.by_websocket = False
+        self._lost_number = 0
+        await self._hang_up_earlier()  # first of all, see `replace`
 
     async def end(self) -> None:
         """Tells the worker that the call is over, where it does not learn that from the leg's end; in time it would

@@ -10,6 +10,25 @@ from ari_app.domain.ids import ChannelId
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerGone:
+    """A worker does not answer any more."""
+
+    worker_id: str
+    started_at_ms: int
+    """Which run of it, as Unix time in ms."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOrder:
+    """An operator wants the call to be moved."""
+
+    worker_id: str
+    """To this worker; empty: to any other."""
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """What an actor is told."""
 

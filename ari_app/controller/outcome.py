@@ -11,7 +11,7 @@ from ari_app.applications import ApplicationSettings
 from ari_app.call import ending
 from ari_app.call.fork import Fork
 from ari_app.call.machine import AWAY, OVER, State, Trigger
-from ari_app.call.onward import Onward, after_going_on, onward
+from ari_app.call.onward import Onward, after_going_on, onward, place_of
 from ari_app.call.routing import Admission, NotAdmitted
 from ari_app.controller.messages import Message
 from ari_app.controller.story import Story
@@ -44,6 +44,7 @@ class Outcome:
         self.report: CallReport | None = None
         self.onward: Onward | None = None
         """Where the caller goes on, once the report has said that he does."""
+        self._lost = ""
 
     def conclude(self, message: Message, source: State, target: State) -> None:
         """`message` has moved the call. The first thing that ends a call is why it ended; that the caller goes on is
@@ -99,15 +100,22 @@ class Outcome:
         if self.termination is None and self._fork is None:
             self.termination = ending.of_report(report, answered=self._answered)
 
+    def lose(self, detail: str) -> None:
+        """The worker is gone, and no other one has taken the call."""
+        self._lost = detail
+
     def why(self) -> Message:
         """What follows from the report, or from there being none."""
+        name = self._story.row.application or ""
         if self.report is not None:
-            self.onward = onward(self.report, self._story.row.application or "", self._applications)
+            self.onward = onward(self.report, name, self._applications)
+        elif self._lost and name in self._applications:
+            self.onward = place_of(self._applications[name].fallback.after)
         return Message(Trigger.REPORTED if self.onward is None else Trigger.GOES_ON)
 
     def known(self) -> Termination:
         """The ending as far as it is known."""
-        found = self.termination or ending.of_nothing(self.report, answered=self._answered)
+        found = self.termination or ending.of_nothing(self.report, answered=self._answered, lost=self._lost)
         if found.hangup_cause is None and self.caller_cause is not None:
             return Termination(found.result, found.reason, found.detail, self.caller_cause)
         return found

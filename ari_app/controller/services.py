@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ari_app.applications import ApplicationSettings
 from ari_app.ari.client import AriClient
+from ari_app.call.routing import Admission
 from ari_app.controller.leftovers import Leftovers
+from ari_app.controller.turns import Turns
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import ChannelId
 from ari_app.fleet.leases import Leases
 from ari_app.settings import ControllerSettings
 from ari_app.store.present import Present
+from ari_app.store.records import CallRow
 
 if TYPE_CHECKING:
     from ari_app.controller.actor import CallActor
@@ -32,6 +35,12 @@ class Services:
     leftovers: Leftovers
     register: Callable[[ChannelId, CallActor], None]
     """Makes events of a channel reach the actor, from before the channel is created."""
+    readmit: Callable[[CallRow], Admission | None]
+    """The admission of a call, from its record."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """Workers that are gone though they may be registered: by id, when they were started (Unix time in ms)."""
+    turns: Turns = field(default_factory=Turns)
+    """Of calls that are moved."""
 
     async def hang_up(self, channel: ChannelId, cause: int = Cause.NORMAL_CLEARING) -> bool:
         """Ends a channel; whether it may still be there. An Asterisk that does not answer is asked in good time.

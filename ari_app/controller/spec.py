@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from ari_app.applications import ApplicationSettings
+from ari_app.applications import ApplicationSettings, resumed_parameters
 from ari_app.call.routing import Admission
 from ari_app.domain.ids import LegUuid, RandomBytes, new_call_sid
 from ari_app.store.records import CallRow
@@ -20,12 +20,16 @@ def call_spec(
     valid_seconds: float,
     applications: Mapping[str, ApplicationSettings],
     random_bytes: RandomBytes,
+    *,
+    resumed: bool = False,
 ) -> CallSpec:
     """The spec of one media leg, good for `valid_seconds` from `created_ms` (Unix time in ms), with those of the
-    applications that follow (`after`) in it. Each has a stream of its own; the route's parameters are for the first.
+    applications that follow (`after`) in it. Each has a stream of its own; the route's parameters are for the first,
+    and so is the one that says that the call has had a stream before (`resumed`).
     """
     application = admission.application
     secret = application.handshake_secret()
+    parameters = application.custom_parameters | admission.route.custom_parameters
     following = None
     if application.after.application is not None:
         following = call_spec(
@@ -55,7 +59,7 @@ def call_spec(
         dialect_options=application.dialect_options.model_dump(exclude_unset=True),
         caller=admission.caller,
         callee=admission.callee,
-        custom_parameters=application.custom_parameters | admission.route.custom_parameters,
+        custom_parameters=resumed_parameters(application, parameters) if resumed else parameters,
         media_format=admission.media_format,
         connect_timeout_seconds=application.connect_timeout_seconds,
         connect_attempts=application.connect_attempts,

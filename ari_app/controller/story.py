@@ -7,6 +7,8 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from ari_app.call.machine import Transition
 from ari_app.domain.termination import Termination
 from ari_app.store.records import CallEvent, CallRow
@@ -40,6 +42,29 @@ def report_events(report: CallReport) -> list[CallEvent]:
         )
         for number, milestone in enumerate(report.milestones)
     ]
+
+
+def left_events(report: CallReport) -> list[CallEvent]:
+    """What a worker saw of a call that has been given to another one, with its figures, which are not the record's."""
+    told = report_events(report)
+    figures = {
+        name: value for name, value in msgspec.to_builtins(report.figures).items() if value not in (0, -1, {}, [])
+    }
+    detail: dict[str, Any] = {"worker": report.worker_id, "figures": figures}
+    if report.recording:
+        detail["recording"] = report.recording
+    told.append(
+        CallEvent(
+            call_id=report.call_id,
+            source=f"{report.worker_id}:{report.leg_uuid[:8]}",
+            seq=len(told),
+            at=from_ms(report.ended_at_ms),
+            event="media_left",
+            cause=report.reason.value,
+            detail=detail,
+        )
+    )
+    return told
 
 
 class Story:
@@ -88,6 +113,11 @@ class Story:
             self._writer.event(event)
         # At once: the report is acknowledged when this is stored, and the controller may be gone before the call is.
         self.update(media=report.figures, recording=report.recording or None)
+
+    def left(self, report: CallReport) -> None:
+        """The report of a worker that had the call before."""
+        for event in left_events(report):
+            self._writer.event(event)
 
     def close(self, state: str, termination: Termination) -> None:
         """The call is over."""

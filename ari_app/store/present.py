@@ -15,6 +15,7 @@ import structlog
 
 from ari_app.errors import StoreUnavailable, Unavailable
 from audiosocket.callspec import (
+    HEARTBEAT_TTL_MS,
     KEY_PREFIX,
     NOTICE_SECONDS,
     SPEC_GRACE_SECONDS,
@@ -44,10 +45,12 @@ log = structlog.get_logger(__name__)
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator asks of a controller."""
 
-    verb: Literal["hangup"]
+    verb: Literal["hangup", "move"]
     call_id: str
     by: str
     """Who asked, for the call's story."""
+    worker: str = ""
+    """For `move`: the worker that is to have the call; empty: any other."""
 
 
 def commands_channel(node: str) -> str:
@@ -96,6 +99,23 @@ class Present:
         """Strikes dead workers off the list."""
         async with redis_call(redis_unavailable):
             await self._redis.srem(WORKERS_KEY, *worker_ids)
+
+    async def heartbeats(self) -> dict[str, tuple[WorkerInfo, float]]:
+        """The workers that are registered, by id, each with the age of its last heartbeat in seconds."""
+        async with redis_call(redis_unavailable):
+            members: Any = await self._redis.smembers(WORKERS_KEY)
+            keys = [worker_key(member.decode()) for member in sorted(members)]
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.get(key)
+                    pipeline.pttl(key)
+                answers: Any = await pipeline.execute()
+        found: dict[str, tuple[WorkerInfo, float]] = {}
+        for payload, left_ms in zip(answers[::2], answers[1::2], strict=True):
+            info = None if payload is None else decoded(payload, WorkerInfo)
+            if info is not None:
+                found[info.worker_id] = info, max(0, HEARTBEAT_TTL_MS - left_ms) / 1000
+        return found
 
     async def send_order(self, worker_id: str, order: LegOrder) -> bool:
         """Tell a worker what to do with a leg; whether it listens. One that does not misses it."""

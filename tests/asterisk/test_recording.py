@@ -97,7 +97,7 @@ async def test_a_killed_worker_s_recording_is_whole_after_its_next_start(live: L
     await asyncio.sleep(4)
     await live.system.workers[0].kill()
     spoken = time.monotonic() - began
-    assert await call.ended() is Ending.BY_THEM
+    assert await call.ended(20) is Ending.BY_THEM
     row = await live.record(call)
     assert (row.reason, row.recording) == ("media_lost", None)
     await live.system.workers[0].start()

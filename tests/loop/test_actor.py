@@ -582,7 +582,7 @@ async def test_a_report_after_the_end_completes_the_record(pbx: Neighbours, read
 async def test_a_report_for_a_call_of_an_earlier_controller_completes_its_record(pbx: Neighbours) -> None:
     row = dataclasses.replace(record(1, State.ENDED), ended_at=datetime.now(UTC), reason="gone_unseen")
     pbx.records.rows.append(row)
-    pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid="leg")
+    pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid=row.leg_uuid or "leg")
     await pbx.controller.on_connected()
     for _ in range(2):
         pbx.report("leg")
@@ -698,7 +698,7 @@ async def test_a_talking_call_is_adopted_and_goes_on(pbx: Neighbours) -> None:
     assert len(pbx.channels) == 2
     assert row.caller_channel_id is not None
     pbx.destroy(row.caller_channel_id, requested=True)
-    pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid="leg")
+    pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid=row.leg_uuid or "leg")
     await until(lambda: pbx.media is None, "media hung up")
     pbx.report("leg")
     await pbx.over()
@@ -745,7 +745,7 @@ async def test_a_call_whose_caller_went_unseen() -> None:
 async def test_why_media_went_unseen_is_told_by_the_report_that_waits(pbx: Neighbours) -> None:
     row = record(1, State.TALKING)
     lives(pbx, row, media=False)
-    pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid="leg")
+    pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid=row.leg_uuid or "leg")
     await pbx.controller.on_connected()
     await asyncio.sleep(0.05)
     pbx.report("leg", EndReason.APP_CLOSED)

@@ -16,6 +16,7 @@ from ari_app.ari.events import ChannelDestroyed, ChannelHangupRequest, StasisEnd
 from ari_app.call import replacing
 from ari_app.call.machine import State
 from ari_app.controller import limits as limits_module
+from ari_app.controller import moving
 from ari_app.controller import reconciliation as reconciliation_module
 from ari_app.domain.ids import parse
 from audiosocket.callspec import EndReason
@@ -46,6 +47,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(limits_module, "REPLACE_SECONDS", 0.15)
     monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
     monkeypatch.setattr(replacing, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(moving, "PAUSE_SECONDS", 0.01)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
     structlog.reset_defaults()
@@ -195,7 +197,9 @@ async def test_the_caller_hangs_up_while_he_is_held(pbx: Neighbours, how: str) -
     await over(pbx)
 
 
-async def test_a_worker_that_is_gone_is_not_waited_for(pbx: Neighbours) -> None:
+@pytest.mark.parametrize("rtp", [False, True])
+async def test_a_worker_that_is_gone_is_not_waited_for(rtp: bool) -> None:
+    pbx = Neighbours(config(leg_hold_seconds=0.05), rtp=rtp, holds=True)
     await up(pbx)
     pbx.hears_orders = pbx.alive = pbx.holds = pbx.reports = False
     assert pbx.media is not None

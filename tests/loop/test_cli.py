@@ -364,7 +364,7 @@ def test_completion_scripts(shell: str) -> None:
     [
         ("trunkbridge ", {"calls", "config", "gateway", "controller"}),
         ("trunkbridge ga", {"gateway"}),
-        ("trunkbridge calls ", {"list", "show", "watch", "hangup"}),
+        ("trunkbridge calls ", {"list", "show", "watch", "hangup", "move"}),
         ("trunkbridge calls list --output ", {"table", "json", "yaml"}),
     ],
 )

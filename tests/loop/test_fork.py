@@ -391,7 +391,7 @@ def left(pbx: Neighbours, row: CallRow, *, caller: bool = True, media: bool = Tr
         pbx.channels[snoop] = channel(snoop)
         pbx.listened[snoop] = identifier
         pbx.legs[media_of(row.call_id)] = "leg"
-    pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid="leg")
+    pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid=row.leg_uuid or "leg")
     return identifier
 
 

@@ -316,3 +316,34 @@ async def test_two_workers_with_one_name_are_told_apart(registry, empty_stores, 
         assert "worker_id_used_twice" not in capsys.readouterr().out
     finally:
         await other.close()
+
+
+async def test_a_worker_learns_which_of_its_calls_have_been_given_away(registry, redis_client):
+    leases = Leases(redis_client, 30)
+    for number in range(2):
+        await registry.heartbeat(info(f"gw/{number}"))
+    held = {}
+    for call in ("stays", "moved", "moved-and-over", "back", "over"):
+        lease = await leases.acquire(call, exclude=["gw/1"])
+        held[call] = lease.token
+    held["forgotten"] = 7
+    for call in ("moved", "moved-and-over", "back"):
+        later = await leases.acquire(call, exclude=["gw/0"])
+        if call == "moved-and-over":
+            await leases.release(call, later.token)
+        elif call == "back":
+            await leases.acquire(call, exclude=["gw/1"])
+    await leases.release("over", held["over"])
+    assert await registry.given_away("gw/0", held) == {"moved", "moved-and-over", "back"}
+    older = dict.fromkeys(held, 0)  # of a controller that gave no tokens
+    assert await registry.given_away("gw/0", older) == {"moved"}
+    assert await registry.given_away("gw/0", {}) == set()
+
+
+async def test_the_age_of_a_heartbeat(registry, present):
+    await registry.heartbeat(info("gw/0"))
+    await asyncio.sleep(0.2)
+    await registry.heartbeat(info("gw/1"))
+    beats = await present.heartbeats()
+    assert {worker: each.worker_id for worker, (each, _) in beats.items()} == {"gw/0": "gw/0", "gw/1": "gw/1"}
+    assert beats["gw/0"][1] >= 0.2 > 0.0 <= beats["gw/1"][1]

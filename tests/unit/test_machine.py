@@ -87,7 +87,37 @@ GIVEN_UP: Way = [
     (Trigger.GIVEN_UP, State.REPORTING, (Action.INQUIRE,)),
     (Trigger.REPORTED, State.ENDING, (Action.TEAR_DOWN,)),
 ]
-LOSSES: list[Way] = [[], WORKER_FIRST, ASTERISK_FIRST, AT_THE_SECOND_GO]
+WORKER_GONE: Way = [
+    (Trigger.MEDIA_GONE, State.REPORTING, (Action.INQUIRE,)),
+    (Trigger.WORKER_GONE, State.STRANDED, (Action.STRAND,)),
+    (Trigger.MOVE_DUE, State.MOVING, (Action.MOVE,)),
+    (Trigger.MEDIA_STARTED, State.REJOINING, (Action.REJOIN,)),
+    (Trigger.BRIDGED, State.TALKING, ()),
+]
+NO_ROOM_AT_FIRST: Way = [
+    (Trigger.WORKER_GONE, State.STRANDED, (Action.STRAND,)),
+    (Trigger.MOVE_DUE, State.MOVING, (Action.MOVE,)),
+    (Trigger.MEDIA_FAILED, State.STRANDED, (Action.STRAND,)),
+    *WORKER_GONE[2:],
+]
+ORDERED: Way = [
+    (Trigger.MOVE_ORDERED, State.MOVING, (Action.MOVE,)),
+    (Trigger.STAYS, State.TALKING, ()),
+    (Trigger.MOVE_ORDERED, State.MOVING, (Action.MOVE,)),
+    *WORKER_GONE[3:],
+]
+LOSSES: list[Way] = [
+    [],
+    WORKER_FIRST,
+    ASTERISK_FIRST,
+    AT_THE_SECOND_GO,
+    WORKER_GONE,
+    NO_ROOM_AT_FIRST,
+    ORDERED,
+    WORKER_GONE + ORDERED + WORKER_FIRST,
+]
+OTHER_WORKERS = {Trigger.RETRY, Trigger.RING_ON}
+"""What begins a part of the set-up once more."""
 WAYS = [
     START + setting_up + TALK + loss + end + END
     for setting_up in (AT_ONCE, AT_THE_FIRST_WORD)
@@ -98,13 +128,40 @@ WAYS += [START + waited + TALK + HUNG_UP + END for waited in (AFTER_WAITING, AFT
 WAYS += [START + way + SENT_ON + END for way in ([], AFTER_WAITING[:1])]
 WAYS += [START + AFTER_WAITING[:1] + [(Trigger.QUEUE_TIMEOUT, State.ENDING, (Action.TEAR_DOWN,))] + END]
 
+WAYS += [
+    START
+    + AT_ONCE[:2]
+    + [(Trigger.RETRY, State.ATTACHING, (Action.REPLACE_WORKER,))]
+    + AT_ONCE[2:]
+    + [
+        (Trigger.MEDIA_GONE, State.REPORTING, (Action.INQUIRE,)),
+        (Trigger.RETRY, State.ATTACHING, (Action.REPLACE_WORKER,)),
+    ]
+    + AT_ONCE[2:]
+    + TALK
+    + HUNG_UP
+    + END,
+    START
+    + AT_THE_FIRST_WORD[:1]
+    + [(Trigger.RETRY, State.RINGING, (Action.REPLACE_WORKER,))]
+    + AT_THE_FIRST_WORD[1:2]
+    + [
+        (Trigger.MEDIA_GONE, State.REPORTING, (Action.INQUIRE,)),
+        (Trigger.RING_ON, State.RINGING, (Action.REPLACE_WORKER,)),
+    ]
+    + AT_THE_FIRST_WORD[1:]
+    + TALK
+    + HUNG_UP
+    + END,
+]
+
 FORKED_WAYS = [
     START + setting_up[:-1] + [(setting_up[-1][0], State.FORKING, (Action.SNOOP,))] + FORK + middle + HUNG_UP + END
     for setting_up in (AT_ONCE, AT_THE_FIRST_WORD)
     for middle in ([], STREAM_ENDED)
 ]
 ONLY_FORKED = AWAY | {State.FORKING}
-REPEATED = {Action.INQUIRE, Action.REPLACE, Action.REJOIN}
+REPEATED = {Action.INQUIRE, Action.REPLACE, Action.REJOIN, Action.STRAND, Action.MOVE}
 """What may be done once for every leg of a call."""
 TABLES = {False: TABLE, True: TABLE | FORKS}
 """By whether the call forks."""
@@ -163,7 +220,18 @@ def test_no_way_leads_back() -> None:
         (State.REPLACING, State.REPORTING),
         (State.REJOINING, State.BROKEN),
         (State.REJOINING, State.TALKING),
-    }, "but for another leg"
+        (State.STRANDED, State.REPORTING),
+        (State.MOVING, State.STRANDED),
+        (State.MOVING, State.REPORTING),
+        (State.MOVING, State.TALKING),
+        (State.BROKEN, State.STRANDED),
+        (State.REPLACING, State.STRANDED),
+        (State.REJOINING, State.STRANDED),
+        (State.ATTACHING, State.ATTACHING),
+        (State.RINGING, State.RINGING),
+        (State.REPORTING, State.ATTACHING),
+        (State.REPORTING, State.RINGING),
+    }, "but for another leg, or another worker"
 
 
 def test_no_call_stays_anywhere_for_ever() -> None:
@@ -174,6 +242,8 @@ def test_no_call_stays_anywhere_for_ever() -> None:
             State.AWAITING: State.PICKING_UP,
             State.FORKING: State.CONTINUING,
             State.UNFORKING: State.PARTED,
+            State.STRANDED: State.REPORTING,
+            State.MOVING: State.STRANDED,
             State.BROKEN: State.REPLACING,
             State.REPLACING: State.BROKEN,
             State.REJOINING: State.BROKEN,
@@ -266,8 +336,8 @@ def test_all_walks_end_and_do_each_thing_once() -> None:
             continue
         steps = [
             (target, actions)
-            for (source, _), (target, actions) in TABLE.items()
-            if source is state and target not in HELD
+            for (source, trigger), (target, actions) in TABLE.items()
+            if source is state and target not in HELD and trigger not in OTHER_WORKERS
         ]
         assert steps
         waiting.extend((target, done + actions) for target, actions in steps)
@@ -288,7 +358,11 @@ def test_all_walks_of_a_fork_end_and_do_each_thing_once() -> None:
             assert [action for action in done if action in order] == after_set_up
             assert Action.GIVE_BACK not in done or Action.DETACH in done
             continue
-        steps = [(target, actions) for (source, _), (target, actions) in TABLES[True].items() if source is state]
+        steps = [
+            (target, actions)
+            for (source, trigger), (target, actions) in TABLES[True].items()
+            if source is state and trigger not in OTHER_WORKERS
+        ]
         assert steps
         waiting.extend((target, done + actions) for target, actions in steps)
     assert 100 < walks < 20000
@@ -304,7 +378,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.machine = CallMachine(forks=self.forks)
         self.done: list[Action] = []
 
-    @rule(trigger=sampled_from(Trigger))
+    @rule(trigger=sampled_from([trigger for trigger in Trigger if trigger not in OTHER_WORKERS]))
     def happens(self, trigger: Trigger) -> None:
         before = self.machine.state
         try:
@@ -323,7 +397,9 @@ class AnyOrder(RuleBasedStateMachine):
     def nothing_is_done_twice_or_after_the_end(self) -> None:
         once = [action for action in self.done if action not in REPEATED]
         assert len(once) == len(set(once))
-        assert self.forks or self.done.count(Action.REJOIN) <= self.done.count(Action.REPLACE)
+        assert self.forks or self.done.count(Action.REJOIN) <= self.done.count(Action.REPLACE) + self.done.count(
+            Action.MOVE
+        )
         assert (Action.TEAR_DOWN in self.done) == (self.machine.state in OVER)
         assert (Action.CLOSE in self.done) == (self.machine.state is State.ENDED)
 
