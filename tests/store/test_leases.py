@@ -184,6 +184,18 @@ async def test_outbound_calls_go_where_the_pbx_node_accepts_them(fleet, redis_cl
     assert await refusal() == "no_pbx"
 
 
+async def test_calls_of_a_worker_that_takes_no_more_do_not_count_against_its_pair(fleet):
+    for pair in "ab":
+        await fleet.pbx(f"pbx-{pair}", 100, pair=pair)
+        await fleet.worker(f"gw-{pair}/0", 4, pair=pair)
+    await fleet.worker("gw-a/1", 4, pair="a")
+    await chosen(fleet.leases(pair="a"), 3, exclude=["gw-a/0"])
+    await chosen(fleet.leases(pair="b"))
+    assert await placed(fleet.leases()) == {("pbx-b", "gw-b/0"): 1}  # 1 of 4 beside 3 of 8
+    await fleet.worker("gw-a/1", 4, pair="a", draining=True)
+    assert await placed(fleet.leases(), 2) == {("pbx-a", "gw-a/0"): 2}  # none of 4 beside 2 of 4
+
+
 async def test_controllers_that_are_announced(fleet):
     assert await fleet.controllers.controllers() == []
     active = await fleet.pbx("pbx-a", 4, status_url="http://10.0.0.1:9093")
