@@ -4,7 +4,8 @@
     ├── RemoteProtocolError     the peer's: what it sent breaks its protocol
     ├── Unavailable             the environment's: a peer does not answer; `retryable` is True
     │   └── StoreUnavailable    PostgreSQL or Redis
-    └── NoCapacity              no media worker may take a call now; `reason` says why
+    ├── NoCapacity              no media worker may take a call now; `reason` says why
+    └── NotTaken                this media worker does not take the call that it was handed straight
 
 The operator's errors are `ConfigError`, one class for both planes. What belongs to one room is defined there and
 derives from these.
@@ -14,7 +15,15 @@ from __future__ import annotations
 
 from audiosocket.errors import ConfigError
 
-__all__ = ["ConfigError", "NoCapacity", "RemoteProtocolError", "StoreUnavailable", "TrunkbridgeError", "Unavailable"]
+__all__ = [
+    "ConfigError",
+    "NoCapacity",
+    "NotTaken",
+    "RemoteProtocolError",
+    "StoreUnavailable",
+    "TrunkbridgeError",
+    "Unavailable",
+]
 
 
 class TrunkbridgeError(Exception):
@@ -55,3 +64,8 @@ class NoCapacity(TrunkbridgeError):
     def __init__(self, reason: str, detail: str = "", place: int = 0) -> None:
         super().__init__(reason, detail)
         self.place = place
+
+
+class NotTaken(TrunkbridgeError):
+    """A media worker does not take the call that it was handed straight: `full`, `draining`, `overloaded`,
+    `worker_unreachable`, and so on. Another may."""

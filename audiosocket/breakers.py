@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import redis.asyncio
@@ -95,11 +96,15 @@ class MemoryBreakers:
 class RedisBreakers:
     """Breakers that all workers of a Redis share."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
+    def __init__(self, client: redis.asyncio.Redis, away: Callable[[], bool] = lambda: False) -> None:
+        """`away`: whether Redis is known not to answer: then no call waits for it."""
+        self._away = away
         self._admit = client.register_script(_ADMIT)
         self._record = client.register_script(_RECORD)
 
     async def admit(self, key: str, probe_ms: int) -> Verdict:
+        if self._away():
+            raise Unavailable("Redis is away")
         async with redis_call(Unavailable, ANSWER_SECONDS):
             answer: Any = await self._admit(keys=[key], args=[probe_ms])
         return Verdict(answer.decode())

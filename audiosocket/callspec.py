@@ -74,6 +74,15 @@ def mark_key(node: str) -> str:
     return f"{KEY_PREFIX}mark:{node}"
 
 
+DIRECT_PATH = "/private"
+"""Below it, on the status ports of workers that have a `cluster_secret`, controllers reach them while Redis is away:
+`PUT specs`, `POST orders`, `GET told?stream=STREAM&run=RUN&after=NUMBER`; the secret is the bearer token of
+each request."""
+
+TOLD_SECONDS = 5.0
+"""How long a worker that has nothing to tell keeps a `GET told` waiting."""
+
+
 def leases_key(worker_id: str) -> str:
     """Key of the calls that controllers have given to a worker (sorted set, call id by the expiry of its lease). A
     draining worker waits for those of them that have not come yet."""
@@ -383,6 +392,18 @@ class LegOrder(msgspec.Struct, frozen=True, kw_only=True):
     """`IP:PORT`, IPv6 in brackets."""
     media_format: MediaFormat = MediaFormat.ULAW
     digits: str = ""
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker could not leave in Redis yet, for the controller that reads one report stream. The reports go
+    there all the same once Redis is back, the notices that were told here do not."""
+
+    run: str
+    """Distinguishes this run of the worker; numbers begin anew with each."""
+    last: int
+    """Number of the newest thing said; asking again with it acknowledges all that is here."""
+    notices: list[CallNotice] = []
+    reports: list[CallReport] = []
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):

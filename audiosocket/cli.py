@@ -15,7 +15,9 @@ from audiosocket import garbage
 from audiosocket.address import host_port, split_address
 from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.dialects import DIALECTS, open_dialect
+from audiosocket.direct_way import DirectWay
 from audiosocket.errors import ConfigError
+from audiosocket.handed_specs import HandedSpecs
 from audiosocket.prompts import Prompts, load_prompts
 from audiosocket.recording.recordings import RecordingOptions
 from audiosocket.registry import open_registry
@@ -102,7 +104,7 @@ def gateway(
         template = _template(app_url, dialect, token_path, MediaFormat(media_format), fade_ms)
         options = _standalone_options(listen, status, capacity)
         logs.set_up("gateway", form="console")
-        _run(options, lambda: StandaloneSource(template, accept_any))
+        _run(options, lambda: (StandaloneSource(template, accept_any), None))
     elif config_path is None:
         raise click.UsageError("give --config FILE, or --listen HOST:PORT and --app URL for a standalone worker")
     else:
@@ -110,14 +112,28 @@ def gateway(
         options = _node_options(settings, index)
         logs.set_up(f"gateway@{index}", settings.log.level, settings.log.format, settings.log.mask_numbers)
         prompts = load_prompts({name: config_path.parent / path for name, path in settings.prompts.items()})
-        _run(options, lambda: RegistrySource(open_registry(settings)), prompts)
+        _run(options, lambda: _node_source(settings), prompts)
 
 
-def _run(options: WorkerOptions, source: Callable[[], CallSource], prompts: Prompts | None = None) -> None:
+def _node_source(settings: NodeSettings) -> tuple[CallSource, DirectWay | None]:
+    registry = open_registry(settings)
+    if settings.cluster_secret is None:
+        return RegistrySource(registry), None
+    handed = HandedSpecs(settings.gateway.capacity)
+    direct = DirectWay(settings.cluster_secret.get_secret_value(), handed, registry.outbox)
+    return RegistrySource(registry, handed), direct
+
+
+def _run(
+    options: WorkerOptions,
+    source: Callable[[], tuple[CallSource, DirectWay | None]],
+    prompts: Prompts | None = None,
+) -> None:
     garbage.put_off()
 
     async def main() -> None:
-        await Worker(options, source(), prompts).run(StopSignal())
+        calls, direct = source()
+        await Worker(options, calls, prompts, direct).run(StopSignal())
 
     faulthandler.enable()  # a watchdog's SIGABRT then leaves in the log where the loop was stuck
     uvloop.run(main())

@@ -33,8 +33,10 @@ log = structlog.get_logger(__name__)
 class Readiness:
     """What one worker says of itself."""
 
-    def __init__(self, worker: Worker, options: WorkerOptions, source: CallSource) -> None:
+    def __init__(self, worker: Worker, options: WorkerOptions, source: CallSource, *, direct: bool) -> None:
+        """`direct`: calls come without Redis too."""
         self._worker = worker
+        self._direct = direct
         self._options = options
         self._source = source
         self._started_ms = now_ms()
@@ -101,10 +103,12 @@ class Readiness:
             if self.announced is not False:
                 log.warning("announce_failed", detail=str(error))
             self.announced = False
-            self.given = set()  # without Redis no call that comes can be known
-            return
-        self.announced = True
-        await self._look_whose()
+            self.given = set()  # without Redis no call that comes through it can be known
+            if not self._direct:
+                return
+        else:
+            self.announced = True
+            await self._look_whose()
         if not self._ready:
             # From here on calls come. A supervisor that restarts one worker after the other goes on to the next now.
             self._ready = True
@@ -130,12 +134,17 @@ class Readiness:
         behind = self._worker.clock.behind_seconds()
         return f"the clock stands still since {behind:.0f} s" if behind > STALLED_SECONDS else ""
 
+    @property
+    def reachable(self) -> bool:
+        """Whether controllers can be told of calls, and answer."""
+        return bool(self.announced) or self._direct
+
     def why_not_ready(self) -> str:
         """Why the worker takes no new calls, or nothing."""
         worker = self._worker
         if worker.draining:
             return "draining"
-        if not self.announced:
+        if not (self.announced or self._direct):
             return "not announced: Redis does not answer"
         if worker.load.overloaded:
             last = worker.load.last

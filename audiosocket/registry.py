@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +17,6 @@ import structlog
 
 from audiosocket.breakers import RedisBreakers
 from audiosocket.callspec import (
-    NOTICE_SECONDS,
     CallNotice,
     CallReport,
     CallSpec,
@@ -27,27 +24,18 @@ from audiosocket.callspec import (
     WorkerInfo,
     lease_key,
     leases_key,
-    notice_stream,
     orders_channel,
     spec_key,
     taken_key,
 )
 from audiosocket.errors import SpecRefused, Unavailable
+from audiosocket.outbox import Outbox
 from audiosocket.runtime.announcing import Announcement, Announcer, announcement_of
-from audiosocket.runtime.stores import listen, open_redis, pause, redis_call, resolve
+from audiosocket.runtime.stores import REDIS_TIMEOUT_SECONDS, listen, open_redis, redis_call, resolve
 from audiosocket.settings import NodeSettings
 
-REPORTS_WAITING_MAX = 10_000
-REPORT_STREAM_MAX = 20_000
-"""About how many reports a stream keeps when no controller reads it."""
-REPORT_FIELD = "report"
-NOTICE_FIELD = "notice"
-NOTICES_WAITING_MAX = 1000
-NOTICE_STREAM_MAX = 5000
-"""About how many notices a stream keeps; they are meaningless after `NOTICE_SECONDS`."""
-NOTICE_STREAM_TTL_MS = 3_600_000
-"""Nobody removes what was read: the stream of a node without calls goes by itself."""
-CLOSE_SECONDS = 5.0
+AWAY_TAKE_SECONDS = 0.25
+"""How long a Redis that did not answer last is asked for a call spec: its controller may then try another way."""
 
 # KEYS: spec, taken marker. Runs on Redis 6.2, where scripts replicate their effects, so that TIME may come first.
 _TAKE = """
@@ -82,12 +70,8 @@ class Registry:
         self._take = client.register_script(_TAKE)
         self._announcer = Announcer(client)
         self._announced: dict[str, Announcement] = {}
-        self._reports: deque[tuple[str, bytes]] = deque()
-        self._sender: asyncio.Task[None] | None = None
-        self._notices: deque[tuple[float, str, bytes]] = deque()
-        self._notifier: asyncio.Task[None] | None = None
-        self.breakers = RedisBreakers(client)
-        self.reports_lost = 0
+        self.outbox = Outbox(client)
+        self.breakers = RedisBreakers(client, lambda: self.outbox.away)
         self._started_ms = 0
         """Of the worker that this has announced."""
         self._double = ""
@@ -99,7 +83,8 @@ class Registry:
 
         Raises `SpecRefused` (`unknown`, `reused`, `expired`), or `Unavailable` when Redis cannot tell.
         """
-        async with redis_call(Unavailable):
+        seconds = AWAY_TAKE_SECONDS if self.outbox.away else REDIS_TIMEOUT_SECONDS
+        async with redis_call(Unavailable, seconds):
             answer: list[Any] = await self._take(keys=[spec_key(leg_uuid), taken_key(leg_uuid)])
         status = answer[0].decode()
         if status != "taken":
@@ -118,8 +103,14 @@ class Registry:
         """
         who = announcement_of(info)
         self._announced[info.worker_id] = who
-        async with redis_call(Unavailable):
-            before, given = await self._announcer.announce(who, leases_key(info.worker_id) if info.draining else "")
+        try:
+            async with redis_call(Unavailable):
+                before, given = await self._announcer.announce(who, leases_key(info.worker_id) if info.draining else "")
+        except Unavailable:
+            self.outbox.redis_away()
+            raise
+        # An announcement that is gone before its time went with all that was there.
+        self.outbox.redis_answers(remembers=before is not None)
         if self._started_ms == info.started_at_ms:
             self._look_for_double(info, before)
         self._started_ms = info.started_at_ms  # what was there before may be of a process that was killed
@@ -165,25 +156,14 @@ class Registry:
     async def report(self, stream: str, report: CallReport) -> None:
         """Leave a report for the controller that reads `stream`; returns at once, and is repeated until it is stored.
 
-        The oldest report gives way when `REPORTS_WAITING_MAX` wait.
+        The oldest report gives way when too many wait.
         """
-        if len(self._reports) >= REPORTS_WAITING_MAX:
-            self._reports.popleft()
-            self.reports_lost += 1
-            log.error("report_lost", waiting=len(self._reports), lost=self.reports_lost)
-        self._reports.append((stream, msgspec.json.encode(report)))
-        if self._sender is None or self._sender.done():
-            self._sender = asyncio.create_task(self._send_reports(), name="registry-reports")
+        self.outbox.report(stream, report)
 
     def notify(self, stream: str, notice: CallNotice) -> None:
         """Tell the controller that reads `stream`; returns at once. Notices keep their order. One that cannot be stored
         within `NOTICE_SECONDS` is not sent: it would come too late."""
-        if len(self._notices) >= NOTICES_WAITING_MAX:
-            log.warning("notice_lost", notice=notice.event, call_id=notice.call_id, why="too many wait")
-            return
-        self._notices.append((time.monotonic(), notice_stream(stream), msgspec.json.encode(notice)))
-        if self._notifier is None or self._notifier.done():
-            self._notifier = asyncio.create_task(self._send_notices(), name="registry-notices")
+        self.outbox.notify(stream, notice)
 
     async def orders(self, worker_id: str, handle: Callable[[LegOrder], None]) -> None:
         """Hand every order for a worker to `handle`, for ever. While Redis is away none is heard."""
@@ -194,48 +174,9 @@ class Registry:
         await listen(self._redis, orders_channel(worker_id), LegOrder, take_order, self.listening.set)
 
     async def close(self) -> None:
-        """Store the reports that still wait, for at most `CLOSE_SECONDS`, and disconnect."""
-        for task in (self._sender, self._notifier):
-            if task is not None:
-                await asyncio.wait((task,), timeout=CLOSE_SECONDS)
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        if self._reports:
-            self.reports_lost += len(self._reports)
-            log.error("report_lost", waiting=len(self._reports), lost=self.reports_lost)
+        """Store the reports that still wait, for a few seconds, and disconnect."""
+        await self.outbox.close()
         await self._redis.aclose()
-
-    async def _send_reports(self) -> None:
-        failures = 0
-        while self._reports:
-            head = self._reports[0]
-            stream, payload = head
-            try:
-                async with redis_call(Unavailable):
-                    await self._redis.xadd(stream, {REPORT_FIELD: payload}, maxlen=REPORT_STREAM_MAX, approximate=True)
-            except Unavailable as error:
-                if failures == 0:
-                    log.warning("reports_wait", waiting=len(self._reports), why=str(error))
-                await pause(failures)
-                failures += 1
-                continue
-            if self._reports and self._reports[0] is head:  # it may have given way meanwhile
-                self._reports.popleft()
-            failures = 0
-
-    async def _send_notices(self) -> None:
-        while self._notices:
-            since, stream, payload = self._notices.popleft()
-            if time.monotonic() - since > NOTICE_SECONDS:
-                log.warning("notice_lost", why="Redis was away for too long")
-                continue
-            try:
-                async with redis_call(Unavailable), self._redis.pipeline(transaction=False) as pipeline:
-                    pipeline.xadd(stream, {NOTICE_FIELD: payload}, maxlen=NOTICE_STREAM_MAX, approximate=True)
-                    pipeline.pexpire(stream, NOTICE_STREAM_TTL_MS)
-                    await pipeline.execute()
-            except Unavailable as error:
-                log.warning("notice_lost", why=str(error))
 
 
 def open_registry(settings: NodeSettings) -> Registry:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, parse_qs, parse_qsl, unquote, urlsplit, urlunsplit
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, SecretStr, Tag, field_validator, model_validator
 
 from audiosocket.postgres_url import postgres_hosts
 from audiosocket.runtime.config import Name, Secret, Settings, read_yaml, validate
+from audiosocket.runtime.redis_address import SCHEMES, read_address
 
 CONTROL_SECTIONS = frozenset({"asterisk", "trunks", "phones", "applications", "routes", "controller", "api"})
 """Sections of the same file that a gateway leaves to the control plane."""
@@ -110,6 +111,9 @@ def check_as_sent(url: str) -> None:
         raise ValueError("only printable ASCII can be sent: write the rest as %XX, a host's name as xn--...")
 
 
+MIN_SECRET_CHARACTERS = 16
+
+
 class LogSettings(Settings):
     """How a process logs."""
 
@@ -123,9 +127,18 @@ class StoreUrls(Settings):
     """Servers of your own."""
 
     postgres: Annotated[str, Field(pattern=r"^postgres(ql)?://")]
-    redis: Annotated[str, Field(pattern=r"^(redis|rediss|unix)://")]
+    redis: Annotated[str, Field(pattern=SCHEMES)]
+    """One server, a master that Sentinels watch, or a cluster (see docs/configuration.md)."""
     postgres_password: Secret | None = None
     redis_password: Secret | None = None
+    redis_sentinel_password: Secret | None = None
+    """Of the Sentinels, where they ask for one."""
+
+    @model_validator(mode="after")
+    def _sentinels(self) -> StoreUrls:
+        if self.redis_sentinel_password is not None and read_address(self.redis).kind != "sentinel":
+            raise ValueError("redis_sentinel_password: no Sentinels are given: remove it")
+        return self
 
     @field_validator("postgres")
     @classmethod
@@ -136,7 +149,7 @@ class StoreUrls(Settings):
     @field_validator("redis")
     @classmethod
     def _no_password(cls, value: str) -> str:
-        parts = split_url(value)
+        parts = split_url(value if "+" not in value.partition("://")[0] else read_address(value).plain)
         if parts.password or "password" in parse_qs(parts.query):
             raise ValueError("the URL carries a password: move it to postgres_password or redis_password")
         return value
@@ -351,10 +364,19 @@ class NodeSettings(Settings):
         Annotated[Literal["embedded"], Tag("embedded")] | Annotated[StoreUrls, Tag("servers")],
         Discriminator(_store_tag),
     ]
+    cluster_secret: Secret | None = None
+    """The same on all nodes: with it controllers reach workers straight while Redis is away. None: they do not."""
     log: LogSettings = LogSettings()
     gateway: GatewaySettings = GatewaySettings()
     prompts: dict[Name, Path] = Field(default_factory=dict)
     """WAV files by name, which workers can play to callers."""
+
+    @field_validator("cluster_secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < MIN_SECRET_CHARACTERS:
+            raise ValueError(f"shorter than {MIN_SECRET_CHARACTERS} characters: make it a long random word")
+        return value
 
     @field_validator("store", mode="before")
     @classmethod

@@ -17,11 +17,15 @@ from audiosocket.breakers import Breakers, MemoryBreakers
 from audiosocket.callspec import CallNotice, CallReport, CallSpec, LegOrder, WorkerInfo
 from audiosocket.clock import now_ms
 from audiosocket.errors import SpecRefused, Unavailable
+from audiosocket.handed_specs import HandedSpecs
 
 if TYPE_CHECKING:
     from audiosocket.registry import Registry
 
 REMEMBERED_UUIDS = 100_000
+HANDED_SECONDS = 4.0
+"""How long a leg waits for a spec that Redis does not give out, for want of an answer."""
+HANDED_POLL_SECONDS = 0.05
 HEARD_SECONDS = 1.0
 """How long an announcement waits for orders to be heard."""
 
@@ -62,14 +66,41 @@ class CallSource(Protocol):
 
 
 class RegistrySource:
-    """Calls that a controller announced in Redis."""
+    """Calls that a controller announced in Redis, or has handed over straight."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, handed: HandedSpecs | None = None) -> None:
         self._registry = registry
+        self._handed = handed
         self.breakers: Breakers = registry.breakers
 
     async def take(self, leg_uuid: str, peer: str) -> CallSpec:
-        return await self._registry.take(leg_uuid)
+        if self._handed is None:
+            return await self._registry.take(leg_uuid)
+        if (found := self._handed.take(leg_uuid, time.monotonic())) is not None:
+            return found
+        asked = asyncio.ensure_future(self._registry.take(leg_uuid))
+        try:
+            return await self._first(asked, self._handed, leg_uuid)
+        finally:
+            if not asked.done():
+                asked.cancel()
+                await asyncio.gather(asked, return_exceptions=True)
+
+    async def _first(self, asked: asyncio.Future[CallSpec], handed: HandedSpecs, leg_uuid: str) -> CallSpec:
+        """The spec from Redis or, where that goes just now, from the controller, as soon as it finds out too."""
+        over = time.monotonic() + HANDED_SECONDS
+        while True:
+            if asked.done():
+                await asyncio.sleep(HANDED_POLL_SECONDS)
+            else:
+                await asyncio.wait((asked,), timeout=HANDED_POLL_SECONDS)
+            lost = asked.done() and isinstance(asked.exception(), Unavailable)
+            if asked.done() and not lost:
+                return asked.result()
+            if (found := handed.take(leg_uuid, time.monotonic())) is not None:
+                return found
+            if lost and time.monotonic() > over:
+                return asked.result()
 
     async def report(self, spec: CallSpec, report: CallReport) -> None:
         await self._registry.report(spec.report_stream, report)

@@ -16,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from audiosocket import __version__
+from audiosocket.direct_way import BODY_BYTES, DirectWay
 from audiosocket.durations import Histogram
 
 if TYPE_CHECKING:
@@ -172,8 +173,8 @@ def held() -> dict[str, object]:
     return {"tasks": dict(tasks), "timers": timers}
 
 
-def status_app(worker: Worker) -> web.Application:
-    """The HTTP application."""
+def status_app(worker: Worker, direct: DirectWay | None) -> web.Application:
+    """The HTTP application; with the way in for controllers, where there is one."""
     registry = CollectorRegistry()
     registry.register(WorkerCollector(worker))
     ProcessCollector(registry=registry)
@@ -201,13 +202,15 @@ def status_app(worker: Worker) -> web.Application:
     async def held_now(_request: web.Request) -> web.Response:
         return _json(held())
 
-    app = web.Application()
+    app = web.Application(client_max_size=BODY_BYTES)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/held", held_now)
     app.router.add_get("/calls", calls)
     app.router.add_get("/calls/{call_id}", call)
+    if direct is not None:
+        direct.add_routes(app, worker)
     return app
 
 

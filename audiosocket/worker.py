@@ -20,6 +20,7 @@ from audiosocket.app_stream import Dialler
 from audiosocket.breakers import BreakerDesk
 from audiosocket.callspec import CallSpec, EndReason, LegOrder, MediaFigures
 from audiosocket.clock import Clock
+from audiosocket.direct_way import DirectWay
 from audiosocket.durations import TurnTimes
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
 from audiosocket.garbage import collect_when_quiet
@@ -81,9 +82,16 @@ class WorkerOptions:
 class Worker:
     """See the module's text. `run` returns when the worker has ended in order."""
 
-    def __init__(self, options: WorkerOptions, source: CallSource, prompts: Prompts | None = None) -> None:
+    def __init__(
+        self,
+        options: WorkerOptions,
+        source: CallSource,
+        prompts: Prompts | None = None,
+        direct: DirectWay | None = None,
+    ) -> None:
         self._options = options
         self._source = source
+        self._direct = direct
         self._allowed = [ipaddress.ip_network(network) for network in options.allow]
         self._legs: set[MediaLeg] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,7 +112,7 @@ class Worker:
         self.capacity = options.capacity
         self.load = Load()
         self.draining = False
-        self.readiness = Readiness(self, options, source)
+        self.readiness = Readiness(self, options, source, direct=direct is not None)
         self.breakers = BreakerDesk(source.breakers)
         self._services = CallServices(
             worker_id=options.worker_id,
@@ -116,7 +124,7 @@ class Worker:
             breakers=self.breakers,
             turn_times=lambda application: self.turn_times.setdefault(application, TurnTimes()),
             notify=source.notify,
-            reachable=lambda: bool(self.readiness.announced),
+            reachable=lambda: self.readiness.reachable,
         )
 
     @property
@@ -166,7 +174,7 @@ class Worker:
         status = await self._serve_status()
         if self.recordings is not None:
             self.recordings.start()
-        orders = asyncio.create_task(self._source.orders(options.worker_id, self._order), name="orders")
+        orders = asyncio.create_task(self._source.orders(options.worker_id, self.order), name="orders")
         load = asyncio.create_task(self.load.watch(), name="load")
         heartbeat = asyncio.create_task(self.readiness.heartbeat(), name="heartbeat")
         garbage = asyncio.create_task(collect_when_quiet(lambda: self.active), name="garbage")
@@ -295,7 +303,8 @@ class Worker:
         elif call is not None and isinstance(leg, RtpLeg):
             call.attached()
 
-    def _order(self, order: LegOrder) -> None:
+    def order(self, order: LegOrder) -> None:
+        """What a controller asks; of a leg that is not here, nothing."""
         if order.order == "open":
             self._open(order)
             return
@@ -348,7 +357,8 @@ class Worker:
             at_once.cancel()
 
     def _on_their_way(self) -> set[str]:
-        return self.readiness.given.difference(self.calls, self._carried)
+        handed = set() if self._direct is None else self._direct.calls()
+        return (self.readiness.given | handed).difference(self.calls, self._carried)
 
     async def _serve_websockets(self) -> asyncio.Server | None:
         options = self._options
@@ -368,7 +378,7 @@ class Worker:
         options = self._options
         if not options.status_host:
             return None
-        runner = web.AppRunner(status_app(self), access_log=None)
+        runner = web.AppRunner(status_app(self, self._direct), access_log=None)
         await runner.setup()
         try:
             await web.TCPSite(runner, options.status_host, options.status_port).start()

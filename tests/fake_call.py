@@ -618,6 +618,8 @@ class Neighbours:
         exclude: Collection[str] = (),
     ) -> Lease:
         def effect() -> Lease:
+            if WORKER.worker_id in exclude:
+                raise NoCapacity("no_workers")
             most = self.limits.get(application, limit)
             ahead = self.line.index(call_id) if call_id in self.line else len(self.line)
             taken = sum(each == application for call, each in self.asked_for.items() if call in self.held)

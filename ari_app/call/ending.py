@@ -18,6 +18,9 @@ OUR_FAULT = Cause.SWITCHING_EQUIPMENT_CONGESTION
 GONE_UNSEEN = "gone_unseen"
 """The caller's channel went while nobody watched: whether the caller hung up cannot be known."""
 
+MEDIA_LOST = "media_lost"
+"""Media went, and the worker did not say why. When it does so later, the record is corrected."""
+
 
 def of_trigger(
     trigger: Trigger, *, connected: bool, reason: str = "", detail: str = "", cause: int | None = None
@@ -72,8 +75,16 @@ def of_nothing(report: CallReport | None, *, answered: bool = True, lost: str = 
     """The ending of a call whose media went without anybody saying why; `lost`: why no other worker took it."""
     cause = _cause(Result.SERVER_ERROR, answered)
     if report is None:
-        return Termination(Result.SERVER_ERROR, "media_lost", lost or "the worker did not report", cause)
+        return Termination(Result.SERVER_ERROR, MEDIA_LOST, lost or "the worker did not report", cause)
     return Termination(Result.SERVER_ERROR, "media_leg_lost", report.detail, cause)
+
+
+def of_late_report(reason: str, report: CallReport, *, answered: bool) -> Termination | None:
+    """The ending of a call that was closed for `reason` without the worker's report, which has come since; None: it
+    stays."""
+    if reason != MEDIA_LOST:
+        return None
+    return of_report(report, answered=answered) or of_nothing(report, answered=answered)
 
 
 def _cause(result: Result, answered: bool) -> int:

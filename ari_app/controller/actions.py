@@ -38,7 +38,7 @@ from ari_app.domain.ids import (
     snoop_channel_id,
 )
 from ari_app.domain.termination import Termination
-from ari_app.errors import NoCapacity, TrunkbridgeError
+from ari_app.errors import NoCapacity, NotTaken, TrunkbridgeError
 
 if TYPE_CHECKING:
     from ari_app.controller.actor import CallActor
@@ -105,23 +105,7 @@ class CallActions:
         try:
             subscribed = asyncio.ensure_future(self._subscribe())
             try:
-                limit = admission.application.limit
-                lease = await self._services.leases.acquire(
-                    row.call_id,
-                    application=admission.application_name,
-                    limit=limit.calls,
-                    line_max=line_max(limit),
-                    exclude=tuple(self._services.gone),
-                )
-                self.legs.worker, self.lease_token = lease.worker, lease.token
-                created_ms = time.time_ns() // 1_000_000
-                seconds = self._services.settings.spec_seconds
-                applications = self._services.applications
-                spec = call_spec(row, admission, self.legs.leg_uuid, created_ms, seconds, applications, os.urandom)
-                hold_seconds = 0.0 if self._forks else self._services.settings.leg_hold_seconds
-                await self._services.present.put_spec(
-                    replace(spec, leg_hold_seconds=hold_seconds, lease_token=lease.token)
-                )
+                await self._place(admission)
             finally:
                 await asyncio.gather(subscribed, return_exceptions=True)
             subscribed.result()
@@ -132,6 +116,7 @@ class CallActions:
             return Message(Trigger.PLACE_FAILED, detail=str(error), reason=error.reason, place=error.place)
         except TrunkbridgeError as error:
             return Message(Trigger.PLACE_FAILED, detail=str(error), reason=error.reason)
+        assert self.legs.worker is not None
         self._story.update(
             state=(State.RINGING if admission.held else State.ANSWERING).value,
             worker_id=self.legs.worker.worker_id,
@@ -146,6 +131,30 @@ class CallActions:
         if not self._subscribed:
             await self._services.ari.subscribe(self.caller_channel)
             self._subscribed = True
+
+    async def _place(self, admission: Admission) -> None:
+        row, services = self._story.row, self._services
+        limit, refused = admission.application.limit, list[str]()
+        while True:
+            lease = await services.leases.acquire(
+                row.call_id,
+                application=admission.application_name,
+                limit=limit.calls,
+                line_max=line_max(limit),
+                exclude=(*services.gone, *refused),
+            )
+            self.legs.worker, self.lease_token = lease.worker, lease.token
+            created_ms, seconds = time.time_ns() // 1_000_000, services.settings.spec_seconds
+            applications = services.applications
+            spec = call_spec(row, admission, self.legs.leg_uuid, created_ms, seconds, applications, os.urandom)
+            hold_seconds = 0.0 if self._forks else services.settings.leg_hold_seconds
+            try:
+                return await services.present.put_spec(
+                    replace(spec, leg_hold_seconds=hold_seconds, lease_token=lease.token)
+                )
+            except NotTaken as error:
+                self._log.warning("call_not_taken", worker=lease.worker.worker_id, why=error.reason)
+                refused.append(lease.worker.worker_id)
 
     async def ring(self) -> Message | None:
         """Lets the caller hear ringing. A call that does not ring is no worse for it."""

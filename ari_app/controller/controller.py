@@ -27,7 +27,7 @@ from ari_app.ari.events import (
     StasisStart,
 )
 from ari_app.ari.models import Channel
-from ari_app.call.ending import GONE_UNSEEN
+from ari_app.call.ending import GONE_UNSEEN, of_late_report
 from ari_app.call.machine import AWAY, OVER, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted, Router
 from ari_app.controller.actor import CallActor
@@ -345,7 +345,11 @@ class Controller:
                 self._writer.event(event)
         elif row is not None and row.ended_at is not None and row.media is None:
             self._live.unreported.pop(report.call_id, None)
-            self._live.story(row).reported(report)
+            story = self._live.story(row)
+            story.reported(report)
+            found = of_late_report(row.reason or "", report, answered=row.answered_at is not None)
+            if found is not None:
+                story.correct(found)
 
     def on_notice(self, notice: CallNotice) -> None:
         """What a worker says of a call that goes on; of one that has ended it is of no use any more."""

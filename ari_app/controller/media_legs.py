@@ -24,7 +24,7 @@ from ari_app.controller.services import Services
 from ari_app.controller.spec import replacing_spec
 from ari_app.controller.story import Story
 from ari_app.domain.ids import MAX_ATTEMPT, CallId, ChannelId, LegUuid, media_channel_id, new_leg_uuid
-from ari_app.errors import StoreUnavailable
+from ari_app.errors import NotTaken, StoreUnavailable
 from audiosocket.callspec import CallNotice, LegOrder, MediaFormat, WorkerInfo, report_stream
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class MediaLegs:
             created_ms, seconds = time.time_ns() // 1_000_000, self._services.settings.spec_seconds
             spec = replacing_spec(row, leg_uuid, number, self._media_format, created_ms, seconds)
             await self._services.present.put_spec(spec)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, NotTaken) as error:
             return Message(Trigger.MEDIA_FAILED, detail=str(error))
         failed = await self.attach(actor, self._media_format, leg_uuid)
         self.report_due = True  # whatever becomes of this leg, the worker holds the session

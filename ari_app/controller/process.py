@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import click
@@ -25,14 +26,16 @@ from ari_app.controller.duty import Duty, Parts
 from ari_app.controller.host_lock import HostLock
 from ari_app.controller.status import serve_status
 from ari_app.fleet.app_limits import AppLimits
-from ari_app.fleet.leases import Leases
+from ari_app.fleet.direct import DirectWay
 from ari_app.fleet.marks import Marks
+from ari_app.fleet.reach import Reach, ReachedLeases, ReachedPresent
+from ari_app.fleet.remembered import RememberedWorkers
 from ari_app.settings import Config, ControllerSettings, load
 from ari_app.store.calls import CallStore
 from ari_app.store.controllers import Controllers
 from ari_app.store.limits import LimitStore
 from ari_app.store.postgres import open_pool
-from ari_app.store.present import CommandReader, Present, ReportReader
+from ari_app.store.present import CommandReader, ReportReader
 from ari_app.store.spool import SPOOL_FOLDER, Spool
 from ari_app.store.writer import RecordWriter
 from audiosocket.runtime import logs
@@ -105,25 +108,23 @@ async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: Stop
     writer = RecordWriter(pool, Spool(config.state_dir / SPOOL_FOLDER, config.controller.spool_mb * 1_000_000))
     writer.start()
     try:
-        async with AriClient(
-            f"http://{ari.listen}",
-            ari.username,
-            ari.password.get_secret_value(),
-            config.asterisk.app,
-            ari.timeout_seconds,
-        ) as client:
-            leases = Leases(
-                redis,
-                config.controller.lease_seconds,
-                node=config.node,
-                pair=config.pair,
-                spill_over=config.controller.spill_over,
-            )
+        async with (
+            _reach(config, redis) as reach,
+            AriClient(
+                f"http://{ari.listen}",
+                ari.username,
+                ari.password.get_secret_value(),
+                config.asterisk.app,
+                ari.timeout_seconds,
+            ) as client,
+        ):
+            leases = ReachedLeases(reach, config.controller.lease_seconds, node=config.node)
             # What an earlier controller could not write comes first: calls are adopted by what the records say.
             calls = CallStore(pool, lambda: writer.replayed(REPLAY_SECONDS))
             marks = Marks(pool, redis)
+            present = ReachedPresent(reach)
             controller = Controller(
-                config, client, leases, Present(redis), calls, writer, marked=lambda: config.node in marks.known
+                config, client, leases, present, calls, writer, marked=lambda: config.node in marks.known
             )
             settings = {name: application.limit for name, application in config.applications.items()}
             limits = AppLimits(redis, leases, LimitStore(pool), settings)
@@ -148,12 +149,17 @@ async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: Stop
                 await controller.connected.wait()
                 await reports.run(controller.on_report, controller.on_notice)
 
+            async def reach_workers() -> None:
+                await controller.connected.wait()  # as above
+                await reach.run(leases, controller.on_report, controller.on_notice)
+
             duty.parts = Parts(controller, client, stream, writer)
             try:
                 async with asyncio.TaskGroup() as tasks:
                     parts = [
                         tasks.create_task(stream.run(), name="ari events"),
                         tasks.create_task(read_reports(), name="reports"),
+                        tasks.create_task(reach_workers(), name="reach"),
                         tasks.create_task(controller.take_early_reports(), name="early reports"),
                         tasks.create_task(commands.run(controller.on_command), name="commands"),
                         tasks.create_task(controller.renew_leases(), name="leases"),
@@ -175,6 +181,17 @@ async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: Stop
     finally:
         await writer.stop(FLUSH_SECONDS)
         await pool.close()
+
+
+@asynccontextmanager
+async def _reach(config: Config, redis: Redis) -> AsyncIterator[Reach]:
+    remembered = RememberedWorkers(config.state_dir, config.node)
+    pairs = [config.pair, *config.controller.spill_over]
+    if config.cluster_secret is None:
+        yield Reach(redis, None, config.node, pairs, remembered)
+        return
+    async with DirectWay(config.cluster_secret.get_secret_value()) as direct:
+        yield Reach(redis, direct, config.node, pairs, remembered)
 
 
 async def _supervised(duty: Duty, lock: HostLock) -> None:

@@ -119,6 +119,15 @@ class Story:
         for event in left_events(report):
             self._writer.event(event)
 
+    def correct(self, termination: Termination) -> None:
+        """The call was closed, and why it ended is known only now."""
+        self.update(
+            result=termination.result.value,
+            reason=termination.reason,
+            detail=termination.detail or None,
+            hangup_cause=termination.hangup_cause,
+        )
+
     def close(self, state: str, termination: Termination) -> None:
         """The call is over."""
         self.update(

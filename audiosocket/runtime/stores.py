@@ -23,6 +23,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from audiosocket.errors import ConfigError, Unavailable
+from audiosocket.runtime.redis_address import read_address
+from audiosocket.runtime.redis_master import open_pool
 from audiosocket.settings import NodeSettings, StoreUrls
 
 STORES_FILE = "stores.json"
@@ -109,19 +111,22 @@ def open_redis(urls: StoreUrls, timeout_seconds: float = REDIS_TIMEOUT_SECONDS) 
     Nothing is repeated behind the caller's back: after a lost answer only the caller knows whether a second try is
     harmless.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,  # the shape of answers would otherwise depend on the client's version
+    }
     if urls.redis_password is not None:
         options["password"] = urls.redis_password.get_secret_value()
-    pool = BlockingConnectionPool.from_url(
-        urls.redis,
-        max_connections=REDIS_CONNECTIONS,
-        timeout=timeout_seconds,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,  # the shape of answers would otherwise depend on the client's version
-        **options,
-    )
+    bounds: dict[str, Any] = {"max_connections": REDIS_CONNECTIONS, "timeout": timeout_seconds}
+    address = read_address(urls.redis)
+    if address.kind == "server":
+        pool = BlockingConnectionPool.from_url(urls.redis, **bounds, **options)
+    else:
+        if urls.redis_sentinel_password is not None:
+            bounds["sentinel_password"] = urls.redis_sentinel_password.get_secret_value()
+        pool = open_pool(address, options, bounds, timeout_seconds)
     return redis.asyncio.Redis.from_pool(pool)
 
 

@@ -179,26 +179,3 @@ async def test_postgresql_away_for_a_while_costs_no_record(live: Live) -> None:
         assert (row.result, row.reason) == ("success", "caller_hangup")
     assert len(await live.records()) == 2
     await live.nothing_left()
-
-
-async def test_redis_away_refuses_new_calls_and_harms_no_live_one(live: Live) -> None:
-    (first,) = await echoing(live)
-    record = read_record(live.system.config.state_dir)
-    assert record is not None
-    os.kill(record.redis_process.pid, signal.SIGSTOP)
-    try:
-        second = live.ulaw.call(ECHO, "+919000422222")
-        with pytest.raises(CallRefused) as refused:
-            await second.answered()
-        assert refused.value.sip_code == 503
-        assert await hears_itself(first, 500)
-    finally:
-        os.kill(record.redis_process.pid, signal.SIGCONT)
-    row = await live.record(second)
-    assert (row.result, row.reason) == ("server_error", "redis")
-    await first.hang_up()
-    assert (await live.record(first)).reason == "caller_hangup"
-    await asyncio.sleep(2)  # the worker announces itself again
-    (third,) = await echoing(live)
-    await third.hang_up()
-    await live.nothing_left()

@@ -576,7 +576,9 @@ async def test_a_report_after_the_end_completes_the_record(pbx: Neighbours, read
     await pbx.over()
     assert pbx.records.closed[-1].media is not None
     assert pbx.records.closed[-1].ended_at == pbx.records.closed[0].ended_at
-    assert pbx.records.closed[-1].reason == "media_lost"
+    assert pbx.records.closed[0].reason == "media_lost"
+    last = pbx.records.closed[-1]
+    assert (last.result, last.reason, last.hangup_cause) == ("upstream_error", "application_lost", 38)
 
 
 async def test_a_report_for_a_call_of_an_earlier_controller_completes_its_record(pbx: Neighbours) -> None:

@@ -30,8 +30,8 @@ EXAMPLE = Path(__file__).parents[2] / "trunkbridge.example.yml"
 def good(tmp_path: Path) -> Path:
     """A file that is right, with its secrets."""
     (tmp_path / ".run/secrets").mkdir(parents=True)
-    for name in ("ari", "ami", "softphone"):
-        (tmp_path / ".run/secrets" / name).write_text("hunter2\n")
+    for name in ("ari", "ami", "softphone", "cluster"):
+        (tmp_path / ".run/secrets" / name).write_text("hunter2-hunter2-hunter2\n")
     path = tmp_path / "trunkbridge.yml"
     shutil.copy(EXAMPLE, path)
     return path

@@ -24,6 +24,7 @@ from audiosocket.runtime.stores import open_redis
 from audiosocket.sources import RegistrySource
 from audiosocket.worker import Worker, WorkerOptions
 from tests.media import call_spec
+from tests.store.test_registry import info
 from tests.stores import until
 from tests.worker_rig import Asterisk
 
@@ -210,10 +211,11 @@ async def test_notices_that_cannot_be_told_are_forgotten(registry, redis_client,
     await servers.redis.stop()
     try:
         registry.notify("s", notice(1))
-        await until(lambda: registry._notifier.done())
+        await until(lambda: registry.outbox._notifier.done())
     finally:
         servers.redis.start()
         await servers.ready()
+    await registry.heartbeat(info())
     registry.notify("s", notice(2))
 
     async def there():
@@ -223,9 +225,9 @@ async def test_notices_that_cannot_be_told_are_forgotten(registry, redis_client,
 
 
 async def test_a_notice_that_waited_for_too_long_is_not_sent(registry, redis_client, servers, monkeypatch):
-    monkeypatch.setattr("audiosocket.registry.NOTICE_SECONDS", 0.5)
+    monkeypatch.setattr("audiosocket.outbox.NOTICE_SECONDS", 0.5)
     registry.notify("s", notice(0))
-    await until(lambda: registry._notifier.done())
+    await until(lambda: registry.outbox._notifier.done())
     pid = servers.redis.running().pid
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -234,9 +236,9 @@ async def test_a_notice_that_waited_for_too_long_is_not_sent(registry, redis_cli
         await asyncio.sleep(1)
     finally:
         os.kill(pid, signal.SIGCONT)
-    await until(lambda: registry._notifier.done())
+    await until(lambda: registry.outbox._notifier.done())
     registry.notify("s", notice(3))
-    await until(lambda: registry._notifier.done())
+    await until(lambda: registry.outbox._notifier.done())
     assert await stored_notices(redis_client) == [notice(0), notice(1), notice(3)]
 
 

@@ -52,7 +52,7 @@ async def send(client, *numbers: int) -> None:
     registry = Registry(client)
     for number in numbers:
         await registry.report(STREAM, report(number))
-    await until(lambda: registry._sender is not None and registry._sender.done())
+    await until(lambda: registry.outbox._sender is not None and registry.outbox._sender.done())
 
 
 async def test_reports_arrive_in_order_and_are_removed(redis_client):
@@ -161,7 +161,7 @@ async def test_a_notice_is_heard_once_and_not_by_a_later_controller(redis_client
         registry.notify(STREAM, notice("1"))
         await until(lambda: len(first) == 1)
     registry.notify(STREAM, notice("2"))  # while no controller is there
-    await until(lambda: registry._notifier is not None and registry._notifier.done())
+    await until(lambda: registry.outbox._notifier is not None and registry.outbox._notifier.done())
     await asyncio.sleep(1)  # how long a busy machine may take to tell the time: that much is heard again
     async with running(ReportReader(redis_client, "n1", stored).run(Inbox().put, second.append)):
         registry.notify(STREAM, notice("3"))
@@ -188,13 +188,13 @@ async def test_an_old_notice_is_not_read_and_one_that_redis_missed_for_a_moment_
 
 
 async def test_no_number_of_notices_displaces_a_report(redis_client, monkeypatch):
-    monkeypatch.setattr("audiosocket.registry.REPORT_STREAM_MAX", 200)
-    monkeypatch.setattr("audiosocket.registry.NOTICE_STREAM_MAX", 200)
+    monkeypatch.setattr("audiosocket.outbox.REPORT_STREAM_MAX", 200)
+    monkeypatch.setattr("audiosocket.outbox.NOTICE_STREAM_MAX", 200)
     registry, inbox = Registry(redis_client), Inbox()
     await send(redis_client, 1)
     for _ in range(900):
         registry.notify(STREAM, notice("1"))
-    await until(lambda: registry._notifier is not None and registry._notifier.done())
+    await until(lambda: registry.outbox._notifier is not None and registry.outbox._notifier.done())
     assert await redis_client.xlen(NOTICES) < 900
     async with running(ReportReader(redis_client, "n1", stored).run(inbox.put, lambda notice: None)):
         await until(lambda: inbox)

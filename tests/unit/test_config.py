@@ -25,7 +25,7 @@ pytestmark = pytest.mark.unit
 EXAMPLE = Path(__file__).parents[2] / "trunkbridge.example.yml"
 TEXT = EXAMPLE.read_text(encoding="utf-8")
 _EXAMPLE: dict[str, Any] = yaml.safe_load(TEXT)
-SECRETS = {name: f"hunter2-{name}" for name in ("ari", "ami", "softphone")}
+SECRETS = {name: f"hunter2-{name}" for name in ("ari", "ami", "softphone")} | {"cluster": "hunter2-of-the-cluster"}
 
 Write = Callable[[str | bytes], Path]
 

@@ -159,7 +159,7 @@ def test_every_setting_is_documented_with_its_default_and_limits(heading: str) -
 def test_no_section_of_the_file_is_left_out() -> None:
     from ari_app.settings import Config
 
-    own = {"node", "pair", "state_dir", "store", "log", "prompts"}
+    own = {"node", "pair", "state_dir", "store", "cluster_secret", "log", "prompts"}
     documented = {heading.strip("# ") for heading in SECTIONS} | own
     assert set(Config.model_fields) <= documented
 

@@ -95,6 +95,7 @@ def local_config(base: Path, folder: Path, *, calls: int = 20, changes: dict[str
     first_rtp = ports[fixed] + ports[fixed] % 2
     own: dict[str, Any] = {
         "state_dir": str(folder.absolute() / "state"),
+        "cluster_secret": _secret(folder, "cluster"),
         "asterisk": {
             "ari": {"listen": f"127.0.0.1:{ari}", "password": _secret(folder, "ari")},
             "ami": {"listen": f"127.0.0.1:{ami}", "password": _secret(folder, "ami")},
