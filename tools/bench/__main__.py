@@ -20,6 +20,7 @@ from tools.asterisk.install import AsteriskUnavailable
 from tools.asterisk.instance import AsteriskFailed
 from tools.bench import (
     calls50,
+    endings,
     freeze,
     legs,
     peers,
@@ -55,6 +56,7 @@ BENCHMARKS = {
     "legs": _Benchmark(legs.run, legs.limit_seconds),
     "rate50": _Benchmark(rate50.run, rate50.limit_seconds),
     "rate_accuracy": _Benchmark(rate_accuracy.run, rate_accuracy.limit_seconds),
+    "endings": _Benchmark(endings.run, endings.limit_seconds),
     "placement": _Benchmark(placement.run, placement.limit_seconds),
     "tls": _Benchmark(tls.run, tls.limit_seconds),
     "peers": _Benchmark(peers.run, peers.limit_seconds),
