@@ -50,7 +50,7 @@ def controller_key(controller_id: str) -> str:
     return f"{KEY_PREFIX}controller:{controller_id}"
 
 
-def _announcement(info: ControllerInfo) -> Announcement:
+def announcement_of_controller(info: ControllerInfo) -> Announcement:
     return Announcement(
         kind="c",
         key=controller_key(info.controller_id),
@@ -77,12 +77,12 @@ class Controllers:
     async def announce_controller(self, info: ControllerInfo) -> None:
         """Announce a controller, to be repeated every `HEARTBEAT_SECONDS`."""
         async with redis_call(redis_unavailable):
-            await self._announcer.announce(_announcement(info))
+            await self._announcer.announce(announcement_of_controller(info))
 
     async def withdraw_controller(self, info: ControllerInfo) -> None:
         """Take the announcement back. Without Redis it ends by itself."""
         async with redis_call(redis_unavailable):
-            await self._announcer.withdraw(_announcement(info))
+            await self._announcer.withdraw(announcement_of_controller(info))
 
     async def controllers(self) -> list[ControllerInfo]:
         """The controllers that are alive, by id."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -103,7 +104,7 @@ def _panel(pen: ImageDraw.ImageDraw, panel: Panel, top: int) -> None:
         pen.line((x, bottom, x, bottom + 5), fill=INK)
         pen.text((x, bottom + 9), f"{value:g} {panel.unit}", font=small, fill=QUIET, anchor="ma")
     name_at: float = right
-    for line, colour in zip(panel.lines, COLOURS, strict=False):
+    for line, colour in zip(panel.lines, cycle(COLOURS), strict=False):
         known = [
             (LEFT + (at - first) * across, bottom - (value - lowest) * up)
             for at, value in zip(panel.at, line.values, strict=True)

@@ -13,7 +13,7 @@ import redis.asyncio
 
 from audiosocket.callspec import HEARTBEAT_TTL_MS, KEY_PREFIX, WORKERS_KEY, WorkerInfo, pair_key, worker_key
 
-_ANNOUNCE = (resources.files("audiosocket.runtime") / "announce.lua").read_text(encoding="utf-8")
+ANNOUNCE = (resources.files("audiosocket.runtime") / "announce.lua").read_text(encoding="utf-8")
 
 Takes = Literal[0, 1, 2]
 """Calls: 0: it takes them; 1: it is draining; 2: it cannot take any for now."""
@@ -61,6 +61,14 @@ def announcement_of(info: WorkerInfo) -> Announcement:
     )
 
 
+def arguments(who: Announcement, clock_ms: int = 0, leases: str = "") -> list[Any]:
+    """Those of the script `ANNOUNCE`, whose one key is `who.key`."""
+    read = f"{who.capacity} {who.takes} {who.calls} {who.node}"
+    payload = msgspec.json.encode(who.info)
+    identity = [who.members, who.identity, who.pair, who.field]
+    return [KEY_PREFIX, HEARTBEAT_TTL_MS, clock_ms, payload, *identity, read, leases]
+
+
 class Announcer:
     """Announces; what Redis raises, and how long it takes, is the caller's to deal with."""
 
@@ -68,17 +76,12 @@ class Announcer:
         """`clock`: Unix time in ms that takes the place of Redis', as a simulation needs it; 0: Redis' clock."""
         self._redis = client
         self._clock = clock
-        self._announce = client.register_script(_ANNOUNCE)
+        self._announce = client.register_script(ANNOUNCE)
 
     async def announce(self, who: Announcement, leases: str = "") -> tuple[bytes | None, set[str]]:
         """Announce for `HEARTBEAT_TTL_MS`; the registration until now, and the calls whose leases are at the key
         `leases`."""
-        read = f"{who.capacity} {who.takes} {who.calls} {who.node}"
-        payload = msgspec.json.encode(who.info)
-        identity = [who.members, who.identity, who.pair, who.field]
-        answer: Any = await self._announce(
-            keys=[who.key], args=[KEY_PREFIX, HEARTBEAT_TTL_MS, self._clock(), payload, *identity, read, leases]
-        )
+        answer: Any = await self._announce(keys=[who.key], args=arguments(who, self._clock(), leases))
         before, calls = answer
         return before, {call_id.decode() for call_id in calls}
 

@@ -21,6 +21,7 @@ from tools.asterisk.instance import AsteriskFailed
 from tools.bench import (
     calls50,
     endings,
+    day,
     freeze,
     legs,
     peers,
@@ -58,11 +59,12 @@ BENCHMARKS = {
     "rate_accuracy": _Benchmark(rate_accuracy.run, rate_accuracy.limit_seconds),
     "endings": _Benchmark(endings.run, endings.limit_seconds),
     "placement": _Benchmark(placement.run, placement.limit_seconds),
+    "day": _Benchmark(day.run, day.limit_seconds),
     "tls": _Benchmark(tls.run, tls.limit_seconds),
     "peers": _Benchmark(peers.run, peers.limit_seconds),
 }
-BY_NAME = ("legs", "peers")
-"""Not among "all": `legs` needs root, `peers` installs other projects' packages from their registries."""
+BY_NAME = ("day", "legs", "peers")
+"""Not among "all": `day` takes long, `legs` needs root, `peers` installs other projects' packages from registries."""
 _FAILURES = (AsteriskFailed, AsteriskUnavailable, ConfigError, ProcessFailed, SippError, Unavailable, OSError)
 
 
@@ -87,7 +89,7 @@ def main(
     profile: bool,
     leg: tuple[str, ...],
 ) -> None:
-    """Measure by name: docs/performance.md says what each does; without a name, all but legs and peers."""
+    """Measure by name: docs/performance.md says what each does; without a name, all but day, legs and peers."""
     options = Options(FOLDER, seconds, rate, minutes, calls, profile, leg)
     # Wide enough for every table when the output is a file.
     console = Console(width=None if sys.stdout.isatty() else 200)
