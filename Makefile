@@ -34,7 +34,9 @@ test: setup-test
 	@$(if $(RUNG),,$(MAKE) --no-print-directory lint)
 	@$(if $(filter-out unit,$(RUNG)),,$(PY) -m pytest -n 2 -m unit)
 	@$(if $(filter-out loop,$(RUNG)),,$(PY) -m pytest -m loop)
-	@$(if $(filter-out store asterisk,$(RUNG)),,$(PY) -m pytest -n 2 --dist loadfile -m "$(or $(RUNG),store or asterisk)")
+	@$(if $(filter-out store asterisk,$(RUNG)),,$(PY) -m pytest -n 2 --dist loadfile \
+		-m "($(or $(RUNG),store or asterisk)) and not alone")
+	@$(if $(filter-out asterisk,$(RUNG)),,$(PY) -m pytest -m alone)
 	@$(if $(filter-out multihost,$(RUNG)),,$(AS_ROOT) $(PY) -m pytest -p no:cacheprovider -m multihost)
 
 lint: setup-test

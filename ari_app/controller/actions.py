@@ -135,13 +135,14 @@ class CallActions:
     async def _place(self, admission: Admission) -> None:
         row, services = self._story.row, self._services
         limit, refused = admission.application.limit, list[str]()
+        gone = services.still_gone(await services.present.workers()) if services.gone else set[str]()
         while True:
             lease = await services.leases.acquire(
                 row.call_id,
                 application=admission.application_name,
                 limit=limit.calls,
                 line_max=line_max(limit),
-                exclude=(*services.gone, *refused),
+                exclude=(*gone, *refused),
             )
             self.legs.worker, self.lease_token = lease.worker, lease.token
             created_ms, seconds = time.time_ns() // 1_000_000, services.settings.spec_seconds

@@ -214,7 +214,7 @@ class Moving:
         else:
             # One that has been started again since is another worker.
             exclude = {worker for worker, run in self._failed.items() if run in (0, runs.get(worker, run))}
-        exclude |= {worker for worker, run in services.gone.items() if runs.get(worker, run) == run}
+        exclude |= services.still_gone(workers)
         call_id = CallId(row.call_id)
         try:
             return await services.leases.acquire(call_id, application=row.application or "", exclude=exclude)

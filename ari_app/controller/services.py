@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from ari_app.fleet.leases import Leases
 from ari_app.settings import ControllerSettings
 from ari_app.store.present import Present
 from ari_app.store.records import CallRow
+from audiosocket.callspec import WorkerInfo
 
 if TYPE_CHECKING:
     from ari_app.controller.actor import CallActor
@@ -51,3 +52,8 @@ class Services:
             self.leftovers.hang_up(channel, cause)
             return True
         return await self.ari.hangup(channel, cause, missing_ok=True)
+
+    def still_gone(self, registered: Iterable[WorkerInfo]) -> set[str]:
+        """Those of `gone` that have not been started again since."""
+        runs = {info.worker_id: info.started_at_ms for info in registered}
+        return {worker for worker, run in self.gone.items() if runs.get(worker, run) == run}

@@ -13,7 +13,7 @@ from tests.live import ECHO, live_system
 from tools.asterisk.install import AsteriskInstall
 from tools.audio.tones import tone
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [pytest.mark.asterisk, pytest.mark.alone]
 
 RATE = 50
 SECONDS = 20

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from ari_app.errors import NoCapacity, StoreUnavailable
-from ari_app.fleet.leases import Leases
+from ari_app.fleet.leases import Held, Leases
 from ari_app.store.present import Present, ReportReader
 from audiosocket.callspec import LegOrder, report_stream
 from audiosocket.errors import Unavailable
@@ -70,7 +70,8 @@ async def test_a_lost_master_costs_a_moment_and_nothing_else(kind, lost, tmp_pat
             assert time.monotonic() - began > 0.5, "the server that was lost still answers"
             await until(lambda: _worker_there(present), 10)
             # What was there before is there, and every part works against the other server.
-            assert await leases.renew({call: held.worker_id}) == set()
+            renewal = await leases.renew({call: Held(held.worker.worker_id, held.token)})
+            assert not renewal.lost
             assert (await leases.active(["gw/0"]))["gw/0"] == 2
             await until(lambda: 2 in [found.figures.caller_frames for found in reports], 20)
             await until(lambda: _all_works(registry, present, orders), 20)

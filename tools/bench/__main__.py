@@ -20,8 +20,8 @@ from tools.asterisk.install import AsteriskUnavailable
 from tools.asterisk.instance import AsteriskFailed
 from tools.bench import (
     calls50,
-    endings,
     day,
+    endings,
     freeze,
     legs,
     peers,
