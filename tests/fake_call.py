@@ -618,8 +618,6 @@ class Neighbours:
         exclude: Collection[str] = (),
     ) -> Lease:
         def effect() -> Lease:
-            if WORKER.worker_id in exclude:
-                raise NoCapacity("no_workers")
             most = self.limits.get(application, limit)
             ahead = self.line.index(call_id) if call_id in self.line else len(self.line)
             taken = sum(each == application for call, each in self.asked_for.items() if call in self.held)
@@ -637,6 +635,8 @@ class Neighbours:
                         self.tokens[call_id] = TOKEN + sum(self.granted.values()) - 1
                     self.held[call_id] = info.worker_id
                     return Lease(info, self.tokens[call_id], self.config.node)
+            if all(info.worker_id in exclude for info in self._workers()):
+                raise NoCapacity("no_workers")
             raise NoCapacity("all_full", "every media worker is at its capacity")
 
         return cast(Lease, await self._step("acquire", effect))

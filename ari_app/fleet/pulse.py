@@ -1,12 +1,14 @@
 """Whether media workers live, told from their heartbeats and from whether they answer: pure, for `WorkerWatch`.
 
 A worker is *suspected* when its heartbeat in Redis is late, and *gone* when besides it does not answer on its status
-port. Each alone says too little: a Redis that stood still forgets all workers at once, and an answer may be late.
+port. Each alone says too little: a Redis that stood still forgets all workers at once, and an answer may be late. Where
+neither Redis nor any worker answers, it is this node that is cut off, and nobody is gone.
 Times are monotonic, in seconds, and come in as arguments.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,6 +39,8 @@ class Pulse:
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
         self._steady_since: float | None = None
+        self._answered_at = -math.inf
+        """When a worker, whichever, answered last."""
 
     def unknown(self) -> None:
         """Redis did not answer, or late."""
@@ -83,6 +87,9 @@ class Pulse:
             return False
         if yes:
             known.answers = True
+            self._answered_at = now
+            return False
+        if self._steady_since is None and now - self._answered_at >= LATE_SECONDS:
             return False
         limit = LATE_SECONDS if known.answers else EXPIRED_SECONDS
         if now - known.seen_at < limit:

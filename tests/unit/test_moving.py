@@ -138,11 +138,18 @@ def test_a_redis_that_was_away_makes_no_worker_gone_that_cannot_be_asked() -> No
     assert beats.suspects(back + pulse.STEADY_SECONDS + 0.1)
 
 
-def test_without_redis_a_worker_that_has_answered_before_may_be_asked() -> None:
-    beats, last = watching()
-    beats.unknown()
-    (info,) = beats.suspects(last + 3)
-    assert beats.answered(info, last + 3, yes=False)
+def test_without_redis_a_worker_is_gone_only_where_another_one_answers() -> None:
+    other = replace(STATUS, worker_id="gw/9")
+    for answers in (True, False):
+        beats, now = Pulse(), 100.0
+        beats.heard(now, {info.worker_id: (info, 0.0) for info in (STATUS, other)})
+        for info in beats.suspects(now):
+            beats.answered(info, now, yes=True)
+        beats.unknown()
+        now += 5
+        assert {info.worker_id for info in beats.suspects(now)} == {STATUS.worker_id, other.worker_id}
+        beats.answered(other, now, yes=answers)
+        assert beats.answered(STATUS, now, yes=False) == answers, "otherwise it is this node that is cut off"
 
 
 def test_a_worker_that_is_back_is_told_and_one_that_was_started_again_too() -> None:
