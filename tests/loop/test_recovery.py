@@ -87,7 +87,8 @@ async def test_calls_are_adopted_as_soon_as_postgresql_answers(pbx: Neighbours) 
         await asyncio.sleep(0.2)
         assert len(pbx.channels) == 5
         # A report of a call that is not known yet waits until it is.
-        pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid="leg")
+        assert row.leg_uuid is not None
+        pbx.specs["leg"] = call_spec(call_id=row.call_id, leg_uuid=row.leg_uuid)
         await pbx.controller.on_report(pbx.report_of(pbx.specs["leg"], EndReason.LEG_CLOSED))
         assert not any(event.call_id == row.call_id for event in pbx.records.events)
         # One of this run's ends before PostgreSQL is back, whose record there is older than what is known here.
