@@ -245,6 +245,7 @@ async def test_calls_show_prints_the_whole_story(live: Live) -> None:
     assert status == 1
 
 
+@pytest.mark.alone
 async def test_fifty_calls_at_once_lose_nothing(live: Live) -> None:
     before = len(await live.records())
     calls = []

@@ -8,7 +8,7 @@ import pytest
 
 from tools.bench.endings import end_calls
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [pytest.mark.asterisk, pytest.mark.alone]
 
 CALLS = 500
 

@@ -20,7 +20,7 @@ from tools.audio.tones import tone
 from tools.process import Process
 from tools.sip.sipp import Ending
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [pytest.mark.asterisk, pytest.mark.alone]
 
 RATE = 5
 SECONDS = 30

@@ -26,7 +26,7 @@ from tools.audio.tones import dominant_frequency, tone
 from tools.process import Process
 from tools.sip.sipp import Call, Ending
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [pytest.mark.asterisk, pytest.mark.alone]
 
 CALLS = 50
 TAKEN_OVER_SECONDS = 3.0

@@ -336,8 +336,11 @@ async def leftovers(system: System) -> dict[str, int]:
             while True:
                 sessions = 0
                 for index in range(len(workers)):
-                    async with http.get(f"http://{host}:{int(port) + index}/calls") as answer:
-                        sessions += len(await answer.json())
+                    try:
+                        async with http.get(f"http://{host}:{int(port) + index}/calls") as answer:
+                            sessions += len(await answer.json())
+                    except aiohttp.ClientConnectionError:
+                        sessions += 1  # it is only just starting, and is asked again
                 left = {
                     "channels": len(await client.list_channels()),
                     "bridges": len(await client.list_bridges()),
