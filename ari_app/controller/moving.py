@@ -214,13 +214,14 @@ class Moving:
         else:
             # One that has been started again since is another worker.
             exclude = {worker for worker, run in self._failed.items() if run in (0, runs.get(worker, run))}
-        exclude |= services.still_gone(workers)
+        gone = services.still_gone(workers)
+        exclude |= gone
         call_id = CallId(row.call_id)
         try:
             return await services.leases.acquire(call_id, application=row.application or "", exclude=exclude)
         except NoCapacity:
             # A worker that lives, and has only lost what it was to know of the call, is better than none.
-            alone = set(services.gone) | {worker for worker in self._failed if worker != row.worker_id}
+            alone = gone | {worker for worker in self._failed if worker != row.worker_id}
             if self.ordered is not None or not self._untaken or exclude <= alone:
                 raise
             return await services.leases.acquire(call_id, application=row.application or "", exclude=alone)
