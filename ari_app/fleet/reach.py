@@ -311,6 +311,9 @@ class ReachedPresent(Present):
                 raise
             return self._reach.known.workers
 
+    async def heartbeats(self) -> dict[str, tuple[WorkerInfo, float]]:
+        return await self._reach.presence.asked(super().heartbeats())
+
     async def send_order(self, worker_id: str, order: LegOrder) -> bool:
         reach = self._reach
         worker = None if reach.direct is None else reach.known.get(worker_id)
