@@ -7,7 +7,6 @@ controller that runs. While PostgreSQL is away nothing can be changed, and what 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,15 +16,13 @@ import redis.asyncio
 import structlog
 
 from ari_app.errors import StoreUnavailable, TrunkbridgeError
+from ari_app.fleet.keeping import keep
 from ari_app.fleet.leases import LIMITS_KEY, Leases
 from ari_app.fleet.utilisation import next_limit
 from ari_app.limit import MAX_CALLS, LimitSettings
 from ari_app.store.limits import LimitRow, LimitStore
 from ari_app.store.present import redis_unavailable
 from audiosocket.runtime.stores import redis_call
-
-KEEP_SECONDS = 2.0
-"""How often the copy in Redis is compared."""
 
 # What has been written since it was read is not written over. ARGV: application, the copy as it was read, and as it is
 # to be; empty: none.
@@ -131,16 +128,7 @@ class AppLimits:
 
     async def keep(self) -> NoReturn:
         """Puts the copy back into a Redis that has lost it, for ever."""
-        away = False
-        while True:
-            try:
-                await self.compare()
-                away = False
-            except StoreUnavailable as error:
-                if not away:
-                    log.warning("limits_not_compared", detail=str(error))
-                away = True
-            await asyncio.sleep(KEEP_SECONDS)
+        await keep(self.compare, "limits_not_compared")
 
     async def compare(self) -> None:
         """Compares the copy with the truth once; while PostgreSQL is away, with what was known last."""

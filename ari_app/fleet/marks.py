@@ -2,31 +2,26 @@
 Asterisk; the calls that they have go on.
 
 PostgreSQL has the truth. What placement reads is a copy in Redis with a lifetime, which every controller renews
-(`Marks.keep`): one that Redis lost is back within `RENEW_SECONDS`, and one that is taken away while a controller renews
+(`Marks.keep`): one that Redis lost is back within `KEEP_SECONDS`, and one that is taken away while a controller renews
 it is gone for good within `COPY_SECONDS`. While PostgreSQL is away the marks stay as they were.
 """
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NoReturn
 
 import asyncpg
 import redis.asyncio
-import structlog
 
-from ari_app.errors import StoreUnavailable
+from ari_app.fleet.keeping import keep
 from ari_app.store.postgres import execute, fetch
 from ari_app.store.present import redis_unavailable
 from audiosocket.callspec import mark_key
 from audiosocket.runtime.stores import redis_call
 
-RENEW_SECONDS = 2.0
 COPY_SECONDS = 30.0
-
-log = structlog.get_logger(__name__)
 
 MarkKind = Literal["cordoned", "draining"]
 
@@ -74,22 +69,15 @@ class Marks:
             await self._redis.delete(mark_key(node))
         return not status.endswith(" 0")
 
-    async def keep(self) -> None:
+    async def keep(self) -> NoReturn:
         """Keeps the copy in Redis, for ever."""
-        failing = ""
-        while True:
-            try:
-                try:
-                    await self.read()
-                finally:
-                    await self._copy([(mark.node, mark.mark) for mark in self.known.values()])
-            except StoreUnavailable as error:
-                if not failing:
-                    log.warning("marks_not_renewed", detail=str(error), marks=len(self.known))
-                failing = str(error)
-            else:
-                failing = ""
-            await asyncio.sleep(RENEW_SECONDS)
+        await keep(self._renew, "marks_not_renewed")
+
+    async def _renew(self) -> None:
+        try:
+            await self.read()
+        finally:
+            await self._copy([(mark.node, mark.mark) for mark in self.known.values()])
 
     async def _copy(self, marks: list[tuple[str, MarkKind]]) -> None:
         if not marks:

@@ -258,7 +258,7 @@ async def test_while_postgresql_is_away_what_is_known_stays(rig: Rig, pool: asyn
 
 
 async def test_keeping_goes_on_after_a_failure(rig: Rig, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ari_app.fleet.app_limits.KEEP_SECONDS", 0.02)
+    monkeypatch.setattr("ari_app.fleet.keeping.KEEP_SECONDS", 0.02)
     store = Away(pool)
     store.away = True
     keeper = AppLimits(rig.redis, rig.leases, store, SETTINGS)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from ari_app.cli import nodes as command
 from ari_app.errors import NoCapacity
-from ari_app.fleet import marks as marks_module
+from ari_app.fleet import keeping
 from ari_app.fleet.leases import Leases
 from ari_app.fleet.marks import Marks
 from ari_app.store.controllers import ControllerInfo, Controllers
@@ -158,7 +158,7 @@ def test_a_drain_waits_for_the_last_call(config: Path, stores: StoreUrls, monkey
 def test_a_mark_outlives_a_redis_that_lost_its_memory(
     config: Path, stores: StoreUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(marks_module, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(keeping, "KEEP_SECONDS", 0.01)
     asyncio.run(fleet(stores))
     cli(config, "nodes", "cordon", "gw-1")
 
