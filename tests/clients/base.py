@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ class Gone(Exception):
     """The platform has closed the socket."""
 
 
-class Client:
+class Client(ABC):
     """One call of one application. `converse` is its handler of a socket; `say`, `interrupt` and `hang_up` are what
     its mind asks for."""
 
@@ -117,14 +118,17 @@ class Client:
 
     # What a client is made of
 
+    @abstractmethod
     async def converse(self) -> None:
-        raise NotImplementedError
+        """Its handler of a socket."""
 
     async def say(self, pcm: bytes) -> None:
-        raise NotImplementedError
+        """Sends speech, of clients that have something to say."""
+        raise AssertionError(f"{self.name} only listens, or echoes")
 
     async def clear(self) -> None:
-        raise NotImplementedError
+        """Empties the platform's queue, of clients that can be interrupted."""
+        raise AssertionError(f"{self.name} clears nothing")
 
     async def receive(self) -> Message:
         """The next message. Raises `Gone`."""
