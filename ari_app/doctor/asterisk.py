@@ -69,6 +69,9 @@ async def _ami(config: Config) -> Finding:
 
 def _files(config: Config, layout: AsteriskLayout) -> list[Finding]:
     """Whether what lies in Asterisk's folder is what this configuration gives."""
+    if not layout.etc.is_dir():
+        said = f"there is no folder {layout.etc}"
+        return [warning("asterisk files", said, "name the one it was started with: --asterisk-etc DIRECTORY")]
     differ, unread = [], []
     for name, text in render(config, layout).items():
         if name == "asterisk.conf":

@@ -104,12 +104,14 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_with_nothing_running_every_line_says_what_to_do(config: Path) -> None:
-    result = CliRunner().invoke(doctor, ["-c", str(config), "-o", "json", "--asterisk-etc", str(config.parent)])
+    nowhere = config.parent / "nowhere"
+    result = CliRunner().invoke(doctor, ["-c", str(config), "-o", "json", "--asterisk-etc", str(nowhere)])
     assert result.exit_code == 1
     found = {finding["check"]: finding for finding in json.loads(result.output)}
     for check in ("stores", "ari", "ami", "workers"):
         assert found[check]["level"] == "bad", found[check]
     assert found["asterisk files"]["level"] == "warning"
+    assert found["asterisk files"]["found"] == f"there is no folder {nowhere}"
     assert all(finding["remedy"] for finding in found.values() if finding["level"] != "good")
 
 
