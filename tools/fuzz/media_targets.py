@@ -148,6 +148,8 @@ MACHINE_SEEDS = (
     bytes((1, 0, 2)) + bytes((0, 9, 0, 2, 5, 3, 8, 40, 9, 1, 10, 1, 7, 0, 99, 10, 0, 6, 30)) * 4,
     bytes(64),
     bytes(range(256)),
+    # A caller who is silent, a process that stands still, and then he speaks.
+    bytes((*range(27), 29, 0, 137, *range(29, 58), 226, *range(58, 256))),
     b"\x00\x05\x01\x00\x02\x40\x01\x03\x03\x03\x03" * 8,
     b"\x01\x02" + b"\x00\x03\x20\x03" * 30 + b"\x06\x20" + b"\x03" * 60,
     b"\x02\x07\x00\x06\x40\x01\x02\x03\x02\x03\x04\x0f\x05" * 6,

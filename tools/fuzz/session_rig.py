@@ -15,7 +15,7 @@ import msgspec
 from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.dialects import DIALECTS, open_dialect
 from audiosocket.g711 import silent_frame
-from audiosocket.session import CATCH_UP_FRAMES, GAP_TICKS, LATE_TICKS, MAX_PENDING_MARKS, Session
+from audiosocket.session import CATCH_UP_FRAMES, GAP_TICKS, LATE_TICKS, MAX_PENDING_MARKS, STALL_TICKS, Session
 
 LEG_FRAME_BYTES = {
     MediaFormat.SLIN: 320,
@@ -101,7 +101,10 @@ class SessionRig:
     def caller_burst(self, frames: int) -> None:
         """So many frames of 20 ms arrive in one piece."""
         session = self.session
-        owed = session._owed if session.ticks - session._filled_tick <= LATE_TICKS else 0
+        since = session.ticks - session._filled_tick
+        owed = session._owed if since <= LATE_TICKS else 0
+        if session._caller_frames - session._filled_frames + frames - since <= STALL_TICKS:
+            owed = 0  # he was silent: these are new
         stale = session.caller_backlog(frames)
         assert 0 <= stale < max(2, frames)
         self._caller_frames += stale
