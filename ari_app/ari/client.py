@@ -1,56 +1,21 @@
-"""Requests to Asterisk's REST interface: one method for each thing that a call controller or an operator asks for.
-
-Every request has one limit for all of it: waiting for a connection of the pool, sending, and reading the answer.
-
-A pooled connection that Asterisk closed in the meantime (`session_keep_alive`, a restart) is found out only by using
-it. What may be repeated is then sent once more. A create may, because its id is ours: when the repetition is refused
-and the object exists, the first attempt made it. Nothing is repeated after the limit, or when no connection could be
-made. (aiohttp repeats GET, PUT and DELETE by itself too, uncounted.)
-"""
+"""Requests to Asterisk's REST interface: one method for each thing that a call controller or an operator asks for."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import json
 import re
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from types import TracebackType
-from typing import Any, Self, TypeVar
-from urllib.parse import quote, urlencode
+from collections.abc import Iterable, Mapping
 
 import aiohttp
-import msgspec
-from yarl import URL
 
-from ari_app.ari.errors import (
-    AriError,
-    AriMalformed,
-    AriNotFound,
-    AriRejected,
-    AriUnauthorized,
-    AriUnavailable,
-    from_status,
-)
-from ari_app.ari.models import AsteriskInfo, AsteriskModule, Bridge, Channel, RtpStatistics, decode_custom
+from ari_app.ari.errors import AriMalformed, AriNotFound, AriRejected, AriUnauthorized
+from ari_app.ari.models import AsteriskInfo, AsteriskModule, Bridge, Channel, RtpStatistics
+from ari_app.ari.transport import AriTransport, decode_answer, path_of
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import BridgeId, ChannelId, LegUuid
-from ari_app.domain.pbx_breaker import PbxBreaker
 from audiosocket.callspec import WEBSOCKET_LEG_VARIABLE, WEBSOCKET_PATH, WEBSOCKET_SUBPROTOCOL
-
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
-"""A list of 4,000 channels is 1.5 MB."""
 
 MAX_EVENT_BYTES = 1024 * 1024
 """An event is 1 to 4 kB."""
-
-POOL_CONNECTIONS = 64
-"""Asterisk's `sessionlimit` must hold these, the events' WebSocket and the operators' (its default is 100)."""
-
-KEEPALIVE_SECONDS = 10.0
-"""How long an idle connection is kept: less than Asterisk's `session_keep_alive` of 15 s."""
 
 DTMF_MS = 100
 """Length of a digit, and of the pause to the next: twice what receivers must make out (ITU-T Q.24)."""
@@ -61,50 +26,14 @@ WEBSOCKET_CONNECT_MS = 500
 _EXTERNAL = "/channels/externalMedia"
 _NO_CLIENTS = "render Asterisk's configuration again (sorcery.conf) and restart it"
 
-_ModelT = TypeVar("_ModelT")
 
-
-class AriClient:
+class AriClient(AriTransport):
     """Asterisk's REST interface for one Stasis application. Use it as a context manager, on one event loop.
 
     Every method raises `AriUnavailable` when Asterisk cannot be reached or does not answer in time (what was asked for
     may have happened then), `AriNotFound` when what it names does not exist, and otherwise another `AriError`; and
     `ValueError` for an empty id.
     """
-
-    def __init__(self, base_url: str, username: str, password: str, app: str, timeout_seconds: float = 5.0) -> None:
-        """`base_url` is that of Asterisk's HTTP server, `http://127.0.0.1:8088`, with its `prefix` if it has one."""
-        self.app = app
-        self.requests: Counter[str] = Counter()
-        """How requests ended: `ok`, or the error's `reason`. Never decreases."""
-        self.timeouts = 0
-        """Requests without an answer within their limit."""
-        self.breaker = PbxBreaker()
-        """Says whether Asterisk is to be left alone; requests are made all the same."""
-        self.repeats = 0
-        """Requests that were sent a second time because a pooled connection was stale."""
-        self._root = base_url.rstrip("/") + "/ari"
-        self._timeout_seconds = timeout_seconds
-        # aiohttp's own helper for this was renamed between the versions that are supported.
-        credentials = base64.b64encode(f"{username}:{password}".encode()).decode()
-        self._headers = {"Authorization": f"Basic {credentials}"}
-        self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(limit=POOL_CONNECTIONS, keepalive_timeout=KEEPALIVE_SECONDS)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=None),  # ours covers the repetition too
-        )
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
 
     # Asterisk itself
 
@@ -125,7 +54,7 @@ class AriClient:
     async def set_event_filter(self, disallowed: Iterable[str]) -> None:
         """Keeps event types from being sent. It holds until the application goes, so it is set on every connect."""
         body = {"disallowed": [{"type": name} for name in disallowed]}
-        await self._send("PUT", _path("applications", self.app, "eventFilter"), body=body)
+        await self._send("PUT", path_of("applications", self.app, "eventFilter"), body=body)
 
     async def subscribe(self, channel_id: ChannelId) -> None:
         """Asks for a channel's events until it is destroyed. Without it, a channel that came through the dialplan is
@@ -134,7 +63,7 @@ class AriClient:
         Raises `AriInvalid` when the channel does not exist.
         """
         await self._send(
-            "POST", _path("applications", self.app, "subscription"), {"eventSource": f"channel:{channel_id}"}
+            "POST", path_of("applications", self.app, "subscription"), {"eventSource": f"channel:{channel_id}"}
         )
 
     # Channels
@@ -145,24 +74,24 @@ class AriClient:
 
     async def get_channel(self, channel_id: ChannelId) -> Channel:
         """One channel, whoever it belongs to."""
-        return await self._fetch(_path("channels", channel_id), Channel)
+        return await self._fetch(path_of("channels", channel_id), Channel)
 
     async def answer(self, channel_id: ChannelId) -> None:
         """Answers a channel; one that is up stays so. Raises `AriConflict` when it is not in our application."""
-        await self._send("POST", _path("channels", channel_id, "answer"))
+        await self._send("POST", path_of("channels", channel_id, "answer"))
 
     async def ring(self, channel_id: ChannelId) -> None:
         """Lets the caller hear ringing (SIP 180)."""
-        await self._send("POST", _path("channels", channel_id, "ring"))
+        await self._send("POST", path_of("channels", channel_id, "ring"))
 
     async def start_music(self, channel_id: ChannelId, music: str) -> None:
         """Plays a class of music on hold to a channel, until it is ended or joins a bridge; the class of which there is
         none is silent."""
-        await self._send("POST", _path("channels", channel_id, "moh"), {"mohClass": music})
+        await self._send("POST", path_of("channels", channel_id, "moh"), {"mohClass": music})
 
     async def stop_music(self, channel_id: ChannelId) -> None:
         """Ends music on hold."""
-        await self._send("DELETE", _path("channels", channel_id, "moh"))
+        await self._send("DELETE", path_of("channels", channel_id, "moh"))
 
     async def hangup(
         self, channel_id: ChannelId, cause: int = Cause.NORMAL_CLEARING, *, missing_ok: bool = False
@@ -171,7 +100,7 @@ class AriClient:
 
         With `missing_ok` a channel that is gone already is no error.
         """
-        return await self._delete(_path("channels", channel_id), {"reason_code": str(int(cause))}, missing_ok)
+        return await self._delete(path_of("channels", channel_id), {"reason_code": str(int(cause))}, missing_ok)
 
     async def external_media(
         self, channel_id: ChannelId, *, host: str, leg_uuid: LegUuid, media_format: str
@@ -220,7 +149,7 @@ class AriClient:
             "reconnect_attempts": "1",
         }
         fields = [{"attribute": name, "value": value} for name, value in values.items()]
-        path = _path("asterisk", "config", "dynamic", "res_websocket_client", "websocket_client", client)
+        path = path_of("asterisk", "config", "dynamic", "res_websocket_client", "websocket_client", client)
         try:
             await self._send("PUT", path, body={"fields": fields})
         except (AriNotFound, AriRejected) as error:
@@ -231,7 +160,7 @@ class AriClient:
         options = {"connection_type": "client", "transport_data": "f(json)"}
         query = self._media_query(channel_id, client, "none", "websocket", leg_uuid, media_format) | options
         answer = await self._send("POST", _EXTERNAL, query, body={"variables": variables}, repeat=False)
-        return _decode("POST", _EXTERNAL, answer, Channel)
+        return decode_answer("POST", _EXTERNAL, answer, Channel)
 
     async def _external(
         self, channel_id: ChannelId, host: str, encapsulation: str, transport: str, leg_uuid: LegUuid, media_format: str
@@ -260,7 +189,7 @@ class AriClient:
         """
         query = {"app": self.app, "spy": "in", "whisper": "none", "snoopId": snoop_id}
         return await self._create(
-            _path("channels", channel_id, "snoop"), query, Channel, lambda: self.get_channel(snoop_id)
+            path_of("channels", channel_id, "snoop"), query, Channel, lambda: self.get_channel(snoop_id)
         )
 
     async def continue_in_dialplan(
@@ -271,7 +200,7 @@ class AriClient:
         Not repeated on a stale connection, for the channel may have left. Raises `AriConflict` when it is not ours.
         """
         query = {"context": context, "extension": extension, "priority": str(priority)}
-        await self._send("POST", _path("channels", channel_id, "continue"), query, repeat=False)
+        await self._send("POST", path_of("channels", channel_id, "continue"), query, repeat=False)
 
     async def send_dtmf(self, channel_id: ChannelId, digits: str) -> None:
         """Sends digits to a channel's far end, in its own way (RFC 4733 for SIP), after those that are being sent.
@@ -279,15 +208,15 @@ class AriClient:
         Returns when Asterisk has queued them. Not repeated on a stale connection: they would be heard twice.
         """
         query = {"dtmf": digits, "duration": str(DTMF_MS), "between": str(DTMF_PAUSE_MS)}
-        await self._send("POST", _path("channels", channel_id, "dtmf"), query, repeat=False)
+        await self._send("POST", path_of("channels", channel_id, "dtmf"), query, repeat=False)
 
     async def set_variables(self, channel_id: ChannelId, values: Mapping[str, str]) -> None:
         """Sets channel variables, all in one request."""
-        await self._send("POST", _path("channels", channel_id, "variables"), body={"variables": dict(values)})
+        await self._send("POST", path_of("channels", channel_id, "variables"), body={"variables": dict(values)})
 
     async def rtp_statistics(self, channel_id: ChannelId) -> RtpStatistics:
         """RTP figures so far. Raises `AriRejected` (403) for a channel that has no RTP."""
-        return await self._fetch(_path("channels", channel_id, "rtp_statistics"), RtpStatistics)
+        return await self._fetch(path_of("channels", channel_id, "rtp_statistics"), RtpStatistics)
 
     # Bridges
 
@@ -297,7 +226,7 @@ class AriClient:
 
     async def get_bridge(self, bridge_id: BridgeId) -> Bridge:
         """One bridge."""
-        return await self._fetch(_path("bridges", bridge_id), Bridge)
+        return await self._fetch(path_of("bridges", bridge_id), Bridge)
 
     async def create_bridge(self, bridge_id: BridgeId, bridge_type: str = "mixing") -> Bridge:
         """Creates a bridge. Raises `AriConflict` when it existed before."""
@@ -309,11 +238,11 @@ class AriClient:
 
         Raises `AriInvalid` when a channel is gone, `AriConflict` when one is not in our application.
         """
-        await self._send("POST", _path("bridges", bridge_id, "addChannel"), {"channel": ",".join(channel_ids)})
+        await self._send("POST", path_of("bridges", bridge_id, "addChannel"), {"channel": ",".join(channel_ids)})
 
     async def destroy_bridge(self, bridge_id: BridgeId, *, missing_ok: bool = False) -> bool:
         """Removes a bridge; its channels stay. True when there was one; see `hangup` for `missing_ok`."""
-        return await self._delete(_path("bridges", bridge_id), None, missing_ok)
+        return await self._delete(path_of("bridges", bridge_id), None, missing_ok)
 
     # Events
 
@@ -333,141 +262,3 @@ class AriClient:
             )
 
         return await self._counted("GET", path, attempt, repeat=False)
-
-    # The one way out
-
-    async def _fetch(self, path: str, kind: type[_ModelT], query: Mapping[str, str] | None = None) -> _ModelT:
-        return _decode("GET", path, await self._send("GET", path, query), kind)
-
-    async def _create(
-        self, path: str, query: Mapping[str, str], kind: type[_ModelT], existing: Callable[[], Awaitable[_ModelT]]
-    ) -> _ModelT:
-        sent = 0
-
-        async def attempt() -> bytes:
-            nonlocal sent
-            sent += 1
-            return await self._attempt("POST", path, query, None)
-
-        try:
-            return _decode("POST", path, await self._counted("POST", path, attempt, repeat=True), kind)
-        except (AriMalformed, AriUnavailable):
-            raise
-        except AriError as refused:
-            if sent < 2:
-                raise
-            try:
-                return await existing()
-            except AriNotFound:
-                raise refused from None
-
-    async def _delete(self, path: str, query: Mapping[str, str] | None, missing_ok: bool) -> bool:
-        try:
-            await self._send("DELETE", path, query)
-        except AriNotFound:
-            if not missing_ok:
-                raise
-            return False
-        return True
-
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        *,
-        body: Any = None,
-        repeat: bool = True,
-        seconds: float | None = None,
-    ) -> bytes:
-        return await self._counted(
-            method, path, lambda: self._attempt(method, path, query, body), repeat=repeat, seconds=seconds
-        )
-
-    async def _counted(
-        self,
-        method: str,
-        path: str,
-        attempt: Callable[[], Awaitable[_ModelT]],
-        *,
-        repeat: bool,
-        seconds: float | None = None,
-    ) -> _ModelT:
-        try:
-            answer = await self._limited(method, path, attempt, repeat, seconds or self._timeout_seconds)
-        except AriError as error:
-            self.requests[error.reason] += 1
-            self.breaker.record(isinstance(error, AriUnavailable), time.monotonic())
-            raise
-        self.requests["ok"] += 1
-        self.breaker.record(False, time.monotonic())
-        return answer
-
-    async def _limited(
-        self, method: str, path: str, attempt: Callable[[], Awaitable[_ModelT]], repeat: bool, seconds: float
-    ) -> _ModelT:
-        try:
-            async with asyncio.timeout(seconds):
-                try:
-                    return await attempt()
-                except aiohttp.ClientConnectorError:
-                    raise
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError):
-                    if not repeat:
-                        raise
-                    self.repeats += 1
-                    return await attempt()
-        except TimeoutError:
-            self.timeouts += 1
-            raise AriUnavailable(method, path, 0, f"no answer within {seconds:g} s") from None
-        except aiohttp.WSServerHandshakeError as error:
-            raise from_status(method, path, error.status, "Asterisk opens no event stream") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise AriUnavailable(method, path, 0, str(error) or type(error).__name__) from None
-
-    async def _attempt(self, method: str, path: str, query: Mapping[str, str] | None, body: Any) -> bytes:
-        async with self._open().request(method, self._url(path, query), json=body, allow_redirects=False) as response:
-            answer = bytearray()
-            async for chunk in response.content.iter_any():
-                answer += chunk
-                if len(answer) > MAX_ANSWER_BYTES:
-                    raise AriMalformed(method, path, response.status, f"more than {MAX_ANSWER_BYTES} bytes")
-            if not 200 <= response.status < 300:
-                raise from_status(method, path, response.status, _message(bytes(answer), response.reason))
-            return bytes(answer)
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("AriClient is used outside of `async with`")
-        return self._session
-
-    def _url(self, path: str, query: Mapping[str, str] | None) -> URL:
-        # Asterisk reads '+' in a query as a space and '%2B' as a plus: everything unusual is sent as %XX.
-        suffix = "?" + urlencode(query, quote_via=quote, safe="") if query else ""
-        return URL(f"{self._root}{path}{suffix}", encoded=True)
-
-
-def _path(*segments: str) -> str:
-    if any(segment in ("", ".", "..") for segment in segments):
-        raise ValueError(f"an id is empty or a dot: {segments}")
-    return "".join("/" + quote(segment, safe="") for segment in segments)
-
-
-def _decode(method: str, path: str, answer: bytes, kind: type[_ModelT]) -> _ModelT:
-    try:
-        return msgspec.json.decode(answer, type=kind, dec_hook=decode_custom)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise AriMalformed(method, path, 200, str(error)) from None
-
-
-def _message(answer: bytes, fallback: str | None) -> str:
-    """Asterisk's own words: under `message`, of some 500s under `error`."""
-    try:
-        said = json.loads(answer)
-    except (ValueError, RecursionError):
-        said = None
-    if isinstance(said, dict):
-        for key in ("message", "error"):
-            if isinstance(said.get(key), str):
-                return str(said[key])[:300]
-    return fallback or "no message"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from ari_app.ari import client as client_module
 from ari_app.ari import stream as stream_module
+from ari_app.ari import transport as transport_module
 from ari_app.ari.client import AriClient
 from ari_app.ari.errors import (
     AppReplaced,
@@ -412,7 +412,7 @@ async def test_an_answer_that_is_none_is_told(fake: FakeAri, ari: AriClient, bod
 
 
 async def test_an_endless_answer_is_not_read(fake: FakeAri, ari: AriClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(transport_module, "MAX_ANSWER_BYTES", 1000)
     fake.script("GET", "/channels", says(200, ["x" * 2000]))
     with pytest.raises(AriMalformed, match="more than 1000 bytes"):
         await ari.list_channels()

@@ -11,11 +11,10 @@ from typing import Any
 import msgspec
 
 from ari_app.ami import _channel, _Protocol
-from ari_app.ari.client import _decode as decode_answer
-from ari_app.ari.client import _message as error_text
 from ari_app.ari.errors import AriMalformed
 from ari_app.ari.events import Event, decode_event
 from ari_app.ari.models import AsteriskInfo, Bridge, Channel, RtpStatistics
+from ari_app.ari.transport import decode_answer, message_of
 from ari_app.domain.ids import Kind, bridge_id, media_channel_id
 from ari_app.domain.ids import parse as parse_id
 from ari_app.domain.numbers import InvalidNumber, normalise
@@ -86,7 +85,7 @@ def ari_answers(data: bytes) -> None:
     message = supply.json(ARI_TOKENS)
     with suppress(AriMalformed):
         decode_answer("GET", "/", message, kind)
-    assert len(error_text(message, "Not Found")) <= 300
+    assert len(message_of(message, "Not Found")) <= 300
 
 
 # AMI
