@@ -62,7 +62,12 @@ WORKER = WorkerInfo(
 TOKEN = 1_795_000_000_000_000
 """Of every lease."""
 
+PATIENT_SECONDS = 120
+"""Longer than any limit of a call that is set up or ended takes; tests against these neighbours run in virtual time."""
+
 Hook = Callable[["Neighbours"], Awaitable[None]]
+MADE: list[Neighbours] = []
+"""Those whose controllers are to be stopped after the test."""
 
 
 def kind_of(identifier: str) -> Kind | None:
@@ -78,8 +83,7 @@ def config(
     following: dict[str, Any] | None = None,
     **controller: Any,
 ) -> Config:
-    """A configuration with one trunk, one application (and one that may follow it, with `following`), and short
-    limits."""
+    """A configuration with one trunk, and one application (and one that may follow it, with `following`)."""
     secret = {"env": "PATH"}  # the one variable that is set everywhere
     data: dict[str, Any] = {
         "node": "pbx-1",
@@ -91,7 +95,7 @@ def config(
             "next": {"url": "ws://next/", "after": {"extension": "next-done"}} | (following or {}),
         },
         "routes": [{"did": NUMBER, "application": "bot", "max_seconds": 600, "answer": answer}],
-        "controller": {"setup_timeout_seconds": 0.2, "lease_seconds": 5} | controller,
+        "controller": controller,
     }
     return validate(Config, data, Path("trunkbridge.yml"))
 
@@ -240,6 +244,7 @@ class Neighbours:
 
     def __post_init__(self) -> None:
         anything = cast(Any, self)
+        MADE.append(self)
         self.controller = Controller(
             self.config, anything, anything, anything, cast(Any, self.records), cast(Any, self.records)
         )
@@ -378,11 +383,17 @@ class Neighbours:
         for call_id in list(self.controller._live.actors):
             await self.controller.on_command(Command(verb="hangup", call_id=call_id, by="a test"))
 
+    async def stop(self) -> None:
+        """Stops the controller, and whatever goes on around it."""
+        await self.controller.stop()
+        while self.tasks:
+            await self.tasks.popleft()
+
     # Waiting for it
 
     async def arrived(self) -> None:
         """Waits until the controller has a call, or had it: it may be over at once."""
-        await until(lambda: self.controller._live.counts["calls"], "the call's arrival", 5)
+        await until(lambda: self.controller._live.counts["calls"], "the call's arrival", PATIENT_SECONDS)
 
     async def talking(self) -> None:
         """Waits until a call is up, or over."""
@@ -391,11 +402,13 @@ class Neighbours:
     async def reached(self, *states: State) -> None:
         """Waits until a call is in one of these states, or over."""
         actors = self.controller._live.actors
-        await until(lambda: all(actor.machine.state in states for actor in actors.values()), f"{states}", 5)
+        await until(
+            lambda: all(actor.machine.state in states for actor in actors.values()), f"{states}", PATIENT_SECONDS
+        )
 
     async def over(self) -> None:
         """Waits until no call is left."""
-        await until(lambda: not self.controller._live._tasks and not self.controller.active, "the end of the call", 5)
+        await until(lambda: not self.controller._live._tasks and not self.controller.active, "the end", PATIENT_SECONDS)
         while self.tasks:
             await self.tasks.popleft()
         await asyncio.sleep(0)

@@ -27,14 +27,16 @@ DEADLINE = 10.0
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
     """Polls until `condition` gives something true; fails with `what` after the deadline."""
-    deadline = asyncio.get_running_loop().time() + seconds
+    clock = asyncio.get_running_loop().time
+    began = clock()
     while True:
         value = condition()
         if value:
             return value
-        if asyncio.get_running_loop().time() > deadline:
+        waited = clock() - began
+        if waited > seconds:
             raise AssertionError(f"not within {seconds:g} s: {what}")
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(max(0.005, waited / 50))
 
 
 class AnnouncedCalls:

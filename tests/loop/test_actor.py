@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import pytest_asyncio
-import structlog
 
 from ari_app.ari.errors import (
     AriConflict,
@@ -24,10 +22,9 @@ from ari_app.ari.errors import (
 )
 from ari_app.ari.events import ChannelDestroyed, StasisStart
 from ari_app.call.machine import State, Trigger
-from ari_app.controller import limits as limits_module
-from ari_app.controller import reconciliation as reconciliation_module
 from ari_app.controller.actor import INBOX_MESSAGES
 from ari_app.controller.messages import Message
+from ari_app.controller.reconciliation import ORPHAN_SECONDS
 from ari_app.domain.ids import CallId, bridge_id, media_channel_id
 from ari_app.domain.termination import Result
 from ari_app.errors import NoCapacity, StoreUnavailable
@@ -39,7 +36,7 @@ from tests.fake_call import CALLER, NUMBER, Fault, Neighbours, channel, config
 from tests.media import call_spec
 from tests.worker_rig import until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 SET_UP = ["subscribe", "acquire", "put_spec", "answer", "external_media", "create_bridge", "add_to_bridge"]
 SET_UP_RINGING = [*SET_UP[:3], "ring", "external_media", "answer", "create_bridge", "add_to_bridge", "send_order"]
@@ -61,33 +58,14 @@ TEAR_DOWN = ["hangup_caller", "hangup_media", "destroy_bridge", "release"]
 EVERY_END = [(answer, step) for answer in FLOWS for step in TEAR_DOWN + ["hangup_snoop"] * answer.startswith("fork")]
 GOING_ON = ["set_variables", "continue"]
 TRANSFER = {"after": {"transfer": {"to": "+918000000009", "trunk": "carrier"}}}
-PATIENT_SECONDS = 60
-"""A time limit that is longer than the test."""
-TIMED = {"409", "400", "caller vanished", "stall before", "stall after"}
-"""Faults after which the set-up's time limit may be all that ends a call. It is short from the fault on: before, the
-machine may stand still for longer than that."""
+ORPHANS_GONE_SECONDS = ORPHAN_SECONDS + 1
+"""After which what belongs to no call has been ended."""
 STORES = {"acquire", "put_spec", "send_order", "release"}
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Short limits, and plain logs: hundreds of drawn tracebacks take a minute."""
-    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
-    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
-    monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
-    monkeypatch.setattr(reconciliation_module, "ADOPT_PAUSE_SECONDS", 0.2)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
-
-
 @pytest_asyncio.fixture
-async def pbx() -> AsyncIterator[Neighbours]:
-    neighbours = Neighbours()
-    yield neighbours
-    await neighbours.controller.stop()
-    while neighbours.tasks:
-        await neighbours.tasks.popleft()
+async def pbx() -> Neighbours:
+    return Neighbours()
 
 
 def raises(error: Exception) -> Callable[[Neighbours], Awaitable[None]]:
@@ -122,7 +100,7 @@ async def ordered(pbx: Neighbours) -> None:
 
 
 async def stalls(_pbx: Neighbours) -> None:
-    await asyncio.sleep(0.25)  # longer than the set-up may take
+    await asyncio.sleep(60)  # longer than the set-up may take
 
 
 ARI_FAULTS: dict[str, Fault] = {
@@ -153,26 +131,9 @@ EVENTS: dict[str, Fault] = {
 }
 
 
-def in_haste(hook: Callable[[Neighbours], Awaitable[None]] | None) -> Callable[[Neighbours], Awaitable[None]] | None:
-    """`hook`, and the set-up's time limit is 0.2 s from there on."""
-    if hook is None:
-        return None
-
-    async def hastened(pbx: Neighbours) -> None:
-        for actor in pbx.controller._live.actors.values():
-            limits = actor._limits
-            limits._setup_seconds = time.monotonic() - limits._began + 0.2
-            if actor.machine.state not in (State.TALKING, State.FORKED):
-                limits.deadline = min(limits.deadline, limits._began + limits._setup_seconds)
-        await hook(pbx)
-
-    return hastened
-
-
 def fault(step: str, name: str) -> Fault:
     found = (STORE_FAULTS if step in STORES else ARI_FAULTS) | EVENTS
-    before, after = found[name].before, found[name].after
-    return Fault(in_haste(before), in_haste(after)) if name in TIMED else Fault(before, after)
+    return dataclasses.replace(found[name])
 
 
 def nothing_left(pbx: Neighbours, *, at: str = "") -> CallRow:
@@ -196,22 +157,19 @@ def nothing_left(pbx: Neighbours, *, at: str = "") -> CallRow:
     return row
 
 
-def neighbours(answer: str = "at_once", *, patient: bool = False) -> Neighbours:
-    """Neighbours with a route that answers so, and a caller who is not kept ringing for long. `fork at_once`: with an
-    application that listens while he goes on. `patient`: no call ends because the machine stood still for a moment."""
+def neighbours(answer: str = "at_once") -> Neighbours:
+    """Neighbours with a route that answers so. `fork at_once`: with an application that listens while the caller goes
+    on."""
     fork, _, answer = answer.rpartition(" ")
     leg, answer = (answer, "at_once") if answer in ("rtp", "websocket") else ("", answer)
-    limits = {"setup_timeout_seconds": PATIENT_SECONDS} if patient else {}
-    settings = config(answer, TRANSFER | {"one_way": bool(fork)}, **limits)
-    within = PATIENT_SECONDS if patient else 0.1
-    route = settings.routes[0].model_copy(update={"answer_within_seconds": within})
-    return Neighbours(settings.model_copy(update={"routes": [route]}), rtp=leg == "rtp", websocket=leg == "websocket")
+    settings = config(answer, TRANSFER | {"one_way": bool(fork)})
+    return Neighbours(settings, rtp=leg == "rtp", websocket=leg == "websocket")
 
 
 async def interrupted(answer: str, step: str, name: str) -> None:
     """One call, with one thing going wrong at one step."""
     ends = step in (*TEAR_DOWN, "hangup_snoop")
-    pbx = neighbours(answer, patient=True)
+    pbx = neighbours(answer)
     pbx.faults[step] = fault(step, name)
     forks = answer.startswith("fork")
     pbx.arrive()
@@ -272,7 +230,7 @@ async def test_interrupted_while_the_caller_goes_on(step: str) -> None:
 
 async def test_a_caller_who_gives_up_is_nobodys_fault() -> None:
     async def gives_up(answer: str, step: str, name: str) -> None:
-        pbx = neighbours(answer, patient=True)
+        pbx = neighbours(answer)
         pbx.faults[step] = fault(step, name)
         pbx.arrive()
         await pbx.arrived()
@@ -338,17 +296,14 @@ async def test_the_worker_is_told_what_is_done_about_failures() -> None:
     }
     bot = plain.applications["bot"].model_copy(update=failing)
     pbx = Neighbours(config=plain.model_copy(update={"applications": {"bot": bot}}))
-    try:
-        await up(pbx)
-        (spec,) = pbx.specs.values()
-        assert (spec.fallback_url, spec.fallback_prompt) == ("ws://spare/", "sorry")
-        assert (spec.breaker_failures, spec.breaker_seconds) == (2, 9)
-        assert (spec.first_audio_seconds, spec.max_silence_seconds, spec.stream_seconds) == (4, 0, 600)
-        assert (spec.one_way, spec.digits_to_caller) == (True, True)
-        pbx.destroy(CALLER, 16, requested=True)
-        await pbx.over()
-    finally:
-        await pbx.controller.stop()
+    await up(pbx)
+    (spec,) = pbx.specs.values()
+    assert (spec.fallback_url, spec.fallback_prompt) == ("ws://spare/", "sorry")
+    assert (spec.breaker_failures, spec.breaker_seconds) == (2, 9)
+    assert (spec.first_audio_seconds, spec.max_silence_seconds, spec.stream_seconds) == (4, 0, 600)
+    assert (spec.one_way, spec.digits_to_caller) == (True, True)
+    pbx.destroy(CALLER, 16, requested=True)
+    await pbx.over()
 
 
 async def test_a_good_call_and_its_record(pbx: Neighbours) -> None:
@@ -694,7 +649,7 @@ async def test_a_talking_call_is_adopted_and_goes_on(pbx: Neighbours) -> None:
     row = record(1, State.TALKING)
     lives(pbx, row)
     await pbx.controller.on_connected()
-    await asyncio.sleep(0.1)  # past the time at which orphans are ended
+    await asyncio.sleep(ORPHANS_GONE_SECONDS)
     assert pbx.controller.active == 1
     assert pbx.controller._live.actors[row.call_id].machine.state is State.TALKING
     assert len(pbx.channels) == 2
@@ -760,7 +715,7 @@ async def test_why_media_went_unseen_is_told_by_the_report_that_waits(pbx: Neigh
 async def test_a_call_whose_route_was_taken_out_of_the_configuration_goes_on(pbx: Neighbours) -> None:
     lives(pbx, record(1, State.TALKING, callee="+918000000009"))
     await pbx.controller.on_connected()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(ORPHANS_GONE_SECONDS)
     assert pbx.controller.active == 1
     pbx.reports = False
     await pbx.order_hangup()
@@ -852,7 +807,7 @@ async def test_a_call_that_arrives_during_the_reconciliation_is_no_orphan(pbx: N
     pbx.emit(StasisStart(**pbx._about(CALLER), args=["inbound", "carrier", NUMBER]))
     await pbx.arrived()
     await pbx.talking()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(ORPHANS_GONE_SECONDS)
     assert pbx.controller.active == 1
     assert len(pbx.channels) == 2
     await pbx.order_hangup()
@@ -888,7 +843,7 @@ async def test_calls_that_could_not_be_adopted_are_not_ended_for_that(pbx: Neigh
     lives(pbx, row)
     pbx.records.error = StoreUnavailable("postgres", "scripted")
     await pbx.controller.on_connected()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(ORPHANS_GONE_SECONDS)
     assert len(pbx.channels) == 2
     # The next connection tries again at once.
     pbx.records.error = None

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 
 import pytest
 import pytest_asyncio
-import structlog
 
 from ari_app.ari.errors import AriUnavailable
 from ari_app.ari.events import ChannelDestroyed, ChannelHangupRequest, StasisEnd, StasisStart
 from ari_app.call import replacing
 from ari_app.call.machine import State
-from ari_app.controller import limits as limits_module
-from ari_app.controller import moving
-from ari_app.controller import reconciliation as reconciliation_module
 from ari_app.domain.ids import parse
 from audiosocket.callspec import EndReason
-from tests.fake_call import CALLER, Fault, Neighbours, channel, config
+from tests.fake_call import CALLER, PATIENT_SECONDS, Fault, Neighbours, channel, config
 from tests.loop.test_actor import (
     ARI_FAULTS,
     EVENTS,
@@ -35,22 +30,9 @@ from tests.loop.test_actor import (
 )
 from tests.worker_rig import until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 REPLACE = ["workers", "put_spec", "external_media", "add_to_bridge"]
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
-    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
-    monkeypatch.setattr(limits_module, "REPLACE_SECONDS", 0.15)
-    monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
-    monkeypatch.setattr(replacing, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(moving, "PAUSE_SECONDS", 0.01)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
 
 
 def holding(*, rtp: bool = False) -> Neighbours:
@@ -60,12 +42,8 @@ def holding(*, rtp: bool = False) -> Neighbours:
 
 
 @pytest_asyncio.fixture(params=["audiosocket", "rtp"])
-async def pbx(request: pytest.FixtureRequest) -> AsyncIterator[Neighbours]:
-    neighbours = holding(rtp=request.param == "rtp")
-    yield neighbours
-    await neighbours.controller.stop()
-    while neighbours.tasks:
-        await neighbours.tasks.popleft()
+async def pbx(request: pytest.FixtureRequest) -> Neighbours:
+    return holding(rtp=request.param == "rtp")
 
 
 def attempt(pbx: Neighbours) -> int:
@@ -77,7 +55,9 @@ def attempt(pbx: Neighbours) -> int:
 async def replaced(pbx: Neighbours, number: int = 1) -> None:
     """Waits until the call talks over leg `number`."""
     (actor,) = pbx.controller._live.actors.values()
-    await until(lambda: attempt(pbx) == number and actor.machine.state is State.TALKING, f"leg {number}", 5)
+    await until(
+        lambda: attempt(pbx) == number and actor.machine.state is State.TALKING, f"leg {number}", PATIENT_SECONDS
+    )
 
 
 async def over(pbx: Neighbours) -> None:
@@ -199,7 +179,7 @@ async def test_the_caller_hangs_up_while_he_is_held(pbx: Neighbours, how: str) -
 
 @pytest.mark.parametrize("rtp", [False, True])
 async def test_a_worker_that_is_gone_is_not_waited_for(rtp: bool) -> None:
-    pbx = Neighbours(config(leg_hold_seconds=0.05), rtp=rtp, holds=True)
+    pbx = Neighbours(rtp=rtp, holds=True)
     await up(pbx)
     pbx.hears_orders = pbx.alive = pbx.holds = pbx.reports = False
     assert pbx.media is not None
@@ -211,21 +191,14 @@ async def test_a_worker_that_is_gone_is_not_waited_for(rtp: bool) -> None:
 
 
 async def test_a_worker_that_goes_while_it_holds_is_given_up() -> None:
-    pbx = Neighbours(config(leg_hold_seconds=0.05), holds=True)
-    pbx.controller.connected.set()
-    replacing_grace = replacing.GRACE_SECONDS
-    replacing.GRACE_SECONDS = 0.05
-    try:
-        await up(pbx)
-        pbx.alive = False
-        await breaks(pbx, "worker first")
-        pbx.holds = pbx.reports = pbx.hears_orders = False
-        await pbx.over()
-        row = nothing_left(pbx)
-        assert (row.result, row.reason) == ("server_error", "media_lost")
-    finally:
-        replacing.GRACE_SECONDS = replacing_grace
-        await pbx.controller.stop()
+    pbx = holding()
+    await up(pbx)
+    pbx.alive = False
+    await breaks(pbx, "worker first")
+    pbx.holds = pbx.reports = pbx.hears_orders = False
+    await pbx.over()
+    row = nothing_left(pbx)
+    assert (row.result, row.reason) == ("server_error", "media_lost")
 
 
 @pytest.mark.parametrize("rtp", [False, True])
@@ -247,7 +220,7 @@ async def test_interrupted_while_a_leg_is_replaced(step: str, rtp: bool) -> None
                 for actor in actors.values()
             ),
             "another leg, or the end",
-            5,
+            PATIENT_SECONDS,
         )
         lives = bool(actors)
         await pbx.order_hangup()

@@ -3,62 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
-import structlog
 
 from ari_app.ari.errors import AriRejected
 from ari_app.call import moving as rules
 from ari_app.call.machine import State
-from ari_app.controller import limits as limits_module
-from ari_app.controller import moving, turns, worker_watch
+from ari_app.controller import turns, worker_watch
 from ari_app.controller.turns import Turns
 from ari_app.errors import NoCapacity
-from ari_app.fleet import pulse
 from ari_app.store.present import Command
 from audiosocket.callspec import CallSpec, EndReason
-from tests.fake_call import CALLER, Fault, Neighbours, config, kind_of
+from tests.fake_call import CALLER, PATIENT_SECONDS, Fault, Neighbours, config, kind_of
 from tests.loop.test_actor import ari, nothing_left, raises, up
 from tests.worker_rig import until
 
-pytestmark = pytest.mark.loop
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
-    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
-    monkeypatch.setattr(limits_module, "UNHEARD_SECONDS", 0.02)
-    monkeypatch.setattr(limits_module, "REPLACE_SECONDS", 0.15)
-    monkeypatch.setattr(moving, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(worker_watch, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(worker_watch, "_output", _nothing)
-    monkeypatch.setattr(pulse, "STEADY_SECONDS", 0.05)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 
 async def _nothing(*command: str) -> str:
     return ""
 
 
-def fleet(kind: str = "audiosocket", spare: int = 2, **controller: object) -> Neighbours:
-    settings = config(**({"leg_hold_seconds": 0.3} | controller))  # type: ignore[arg-type]
-    neighbours = Neighbours(settings, rtp=kind == "rtp", websocket=kind == "websocket", holds=True, spare=spare)
+@pytest.fixture(autouse=True)
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connections are reset in this host's kernel."""
+    monkeypatch.setattr(worker_watch, "_output", _nothing)
+
+
+def fleet(kind: str = "audiosocket", spare: int = 2) -> Neighbours:
+    neighbours = Neighbours(rtp=kind == "rtp", websocket=kind == "websocket", holds=True, spare=spare)
     neighbours.controller.connected.set()
     return neighbours
 
 
 @pytest_asyncio.fixture(params=["audiosocket", "rtp", "websocket"])
-async def pbx(request: pytest.FixtureRequest) -> AsyncIterator[Neighbours]:
-    neighbours = fleet(request.param)
-    yield neighbours
-    await neighbours.controller.stop()
-    while neighbours.tasks:
-        await neighbours.tasks.popleft()
+async def pbx(request: pytest.FixtureRequest) -> Neighbours:
+    return fleet(request.param)
 
 
 def gone(pbx: Neighbours, worker: str = "gw/0") -> None:
@@ -73,16 +55,14 @@ def gone(pbx: Neighbours, worker: str = "gw/0") -> None:
 async def at(pbx: Neighbours, worker: str) -> CallSpec:
     """Waits until the one call talks by this worker; the spec with which that got it."""
     (actor,) = pbx.controller._live.actors.values()
-    await until(lambda: actor.worker_id == worker and actor.machine.state is State.TALKING, worker, 5)
+    await until(lambda: actor.worker_id == worker and actor.machine.state is State.TALKING, worker, PATIENT_SECONDS)
     return pbx.specs[actor.row.leg_uuid or ""]
 
 
 async def hangs_up(pbx: Neighbours) -> None:
     pbx.destroy(CALLER, 16, requested=True)
-    await until(lambda: not pbx.controller.active, "the end of the call", 5)
-    await pbx.controller.stop()
-    while pbx.tasks:
-        await pbx.tasks.popleft()
+    await until(lambda: not pbx.controller.active, "the end of the call", PATIENT_SECONDS)
+    await pbx.stop()
     row = nothing_left(pbx)
     assert (row.result, row.reason) == ("success", "caller_hangup")
     assert row.media is not None, "the figures are those of the last worker"
@@ -196,7 +176,7 @@ async def test_a_worker_that_is_started_again_takes_its_calls_back() -> None:
 
 async def test_the_only_worker_comes_back_and_has_its_calls_again() -> None:
     """It was frozen, or cut off."""
-    pbx = fleet("rtp", spare=0, leg_hold_seconds=3)
+    pbx = fleet("rtp", spare=0)
     await up(pbx)
     gone(pbx)
     (actor,) = pbx.controller.live.actors.values()
@@ -232,7 +212,7 @@ async def test_without_room_the_call_ends_in_the_end_and_says_why() -> None:
     pbx.full = {"gw/1", "gw/2"}
     pbx.reports = False
     gone(pbx)
-    await until(lambda: not pbx.controller.active, "the end", 5)
+    await until(lambda: not pbx.controller.active, "the end", PATIENT_SECONDS)
     row = pbx.records.closed[-1]
     assert (row.result, row.reason) == ("server_error", "media_lost")
     assert "capacity" in (row.detail or "")
@@ -240,7 +220,7 @@ async def test_without_room_the_call_ends_in_the_end_and_says_why() -> None:
 
 
 async def test_room_that_comes_in_time_is_taken() -> None:
-    pbx = fleet(leg_hold_seconds=3)
+    pbx = fleet()
     await up(pbx)
     pbx.full = {"gw/1", "gw/2"}
     gone(pbx)
@@ -252,7 +232,7 @@ async def test_room_that_comes_in_time_is_taken() -> None:
 
 @pytest.mark.parametrize("state", [State.STRANDED, State.MOVING])
 async def test_a_caller_who_hangs_up_meanwhile(state: State) -> None:
-    pbx = fleet(leg_hold_seconds=3)
+    pbx = fleet()
     await up(pbx)
     (actor,) = pbx.controller._live.actors.values()
     if state is State.STRANDED:
@@ -262,7 +242,7 @@ async def test_a_caller_who_hangs_up_meanwhile(state: State) -> None:
     gone(pbx)
     await until(lambda: actor.machine.state is state, state)
     pbx.destroy(CALLER, 16, requested=True)
-    await until(lambda: not pbx.controller.active, "the end", 5)
+    await until(lambda: not pbx.controller.active, "the end", PATIENT_SECONDS)
     await pbx.controller.stop()
     row = nothing_left(pbx)
     assert row.reason == "caller_hangup"
@@ -272,7 +252,7 @@ async def test_a_caller_who_hangs_up_meanwhile(state: State) -> None:
 
 async def test_the_parameter_gives_way_where_exotel_allows_no_more() -> None:
     given = {"one": "1", "two": "2", "three": "3"}
-    pbx = Neighbours(config(application={"custom_parameters": given}, leg_hold_seconds=1), spare=1, holds=True)
+    pbx = Neighbours(config(application={"custom_parameters": given}), spare=1, holds=True)
     await up(pbx)
     gone(pbx)
     assert (await at(pbx, "gw/1")).custom_parameters == given
@@ -282,7 +262,7 @@ async def test_the_parameter_gives_way_where_exotel_allows_no_more() -> None:
 @pytest.mark.parametrize(("parameter", "told"), [("again", {"again": "1"}), (False, {})])
 async def test_the_parameter_is_the_operators_choice(parameter: object, told: dict[str, str]) -> None:
     application = {"resume": {"parameter": parameter}}
-    pbx = Neighbours(config(application=application, leg_hold_seconds=1), spare=1, holds=True)
+    pbx = Neighbours(config(application=application), spare=1, holds=True)
     await up(pbx)
     gone(pbx)
     assert (await at(pbx, "gw/1")).custom_parameters == told
@@ -313,7 +293,7 @@ async def test_an_adopted_call_is_moved(pbx: Neighbours) -> None:
 
 @pytest.mark.parametrize("answer", ["at_once", "when_connected"])
 async def test_a_worker_that_is_dead_at_the_set_up(answer: str) -> None:
-    pbx = Neighbours(config(answer, leg_hold_seconds=1), spare=2, holds=True)
+    pbx = Neighbours(config(answer), spare=2, holds=True)
     pbx.controller.connected.set()
     pbx.dead.add("gw/0")
     pbx.arrive()
@@ -332,7 +312,7 @@ async def test_a_worker_that_is_dead_at_the_set_up(answer: str) -> None:
 
 @pytest.mark.parametrize("answer", ["at_once", "when_connected"])
 async def test_a_worker_that_does_not_know_the_call(answer: str) -> None:
-    pbx = Neighbours(config(answer, leg_hold_seconds=1, setup_timeout_seconds=2), spare=2, holds=True)
+    pbx = Neighbours(config(answer), spare=2, holds=True)
     pbx.controller.connected.set()
     pbx.deaf.add("gw/0")
     pbx.arrive()
@@ -343,7 +323,7 @@ async def test_a_worker_that_does_not_know_the_call(answer: str) -> None:
 
 
 async def test_two_further_workers_are_tried_and_no_more() -> None:
-    pbx = Neighbours(config(leg_hold_seconds=1, setup_timeout_seconds=5), spare=5, holds=True)
+    pbx = Neighbours(spare=5, holds=True)
     pbx.dead |= {f"gw/{number}" for number in range(6)}
     pbx.arrive()
     await pbx.arrived()
@@ -352,9 +332,8 @@ async def test_two_further_workers_are_tried_and_no_more() -> None:
     assert (row.reason, pbx.steps.count("external_media")) == ("media_failed", 3)
 
 
-async def test_a_worker_that_does_not_open_its_rtp_leg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits_module, "ATTACH_SECONDS", 0.05)
-    pbx = Neighbours(config(leg_hold_seconds=1, setup_timeout_seconds=5), spare=2, holds=True, rtp=True)
+async def test_a_worker_that_does_not_open_its_rtp_leg() -> None:
+    pbx = Neighbours(spare=2, holds=True, rtp=True)
     pbx.dead.add("gw/0")
     pbx.arrive()
     await pbx.arrived()
@@ -412,11 +391,11 @@ async def test_a_call_that_may_not_be_moved_is_not() -> None:
 @pytest.mark.parametrize("step", ["acquire", "put_spec", "external_media", "add_to_bridge"])
 async def test_whatever_fails_on_the_way_is_tried_again(step: str) -> None:
     fault = raises(NoCapacity("all_full", "full") if step in ("acquire", "put_spec") else ari(AriRejected, 500))
-    pbx = fleet(spare=3, leg_hold_seconds=3)
+    pbx = fleet(spare=3)
     await up(pbx)
     pbx.faults[step] = Fault(before=fault)
     gone(pbx)
-    await until(lambda: events(pbx, "moved"), "the move", 5)
+    await until(lambda: events(pbx, "moved"), "the move", PATIENT_SECONDS)
     await until(lambda: sum(kind_of(each) is not None for each in pbx.channels) == 1, "one leg")
     await hangs_up(pbx)
 
@@ -437,14 +416,13 @@ async def test_turns_are_given_in_order_and_not_too_many_at_once() -> None:
     await until(lambda: given[-1] == "b again", "the turn that was put off")
 
 
-async def test_a_worker_that_is_late_and_the_only_one_has_the_rest_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits_module, "ATTACH_SECONDS", 0.05)
-    pbx = Neighbours(config(leg_hold_seconds=1, setup_timeout_seconds=5), holds=True)
+async def test_a_worker_that_is_late_and_the_only_one_has_the_rest_of_the_time() -> None:
+    pbx = Neighbours(holds=True)
     pbx.starts_media = False
     pbx.arrive()
     await pbx.arrived()
     await until(lambda: pbx.steps.count("acquire") == 2, "a look for another worker")
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(3)
     (actor,) = pbx.controller.live.actors.values()
     assert actor.machine.state is State.ATTACHING
     actor.start_media()

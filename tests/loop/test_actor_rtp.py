@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-
 import pytest
 import pytest_asyncio
-import structlog
 
 from ari_app.ari.events import ChannelDtmfReceived
 from ari_app.call.machine import State
-from ari_app.controller import limits as limits_module
 from audiosocket.callspec import CallNotice, EndReason, MediaFormat
 from tests.fake_call import CALLER, MEDIA_ADDRESS, Neighbours, config
 from tests.loop.test_actor import SET_UP_RTP, nothing_left, up
 from tests.worker_rig import until
 
-pytestmark = pytest.mark.loop
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
-    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 
 @pytest_asyncio.fixture
-async def pbx() -> AsyncIterator[Neighbours]:
-    neighbours = Neighbours(rtp=True)
-    yield neighbours
-    await neighbours.controller.stop()
-    while neighbours.tasks:
-        await neighbours.tasks.popleft()
+async def pbx() -> Neighbours:
+    return Neighbours(rtp=True)
 
 
 def digit(pbx: Neighbours, key: str, of: str = CALLER) -> None:

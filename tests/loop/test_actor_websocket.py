@@ -7,7 +7,7 @@ import pytest
 from tests.fake_call import CALLER, Neighbours, config
 from tests.loop.test_actor import SET_UP, SET_UP_RINGING, nothing_left, up
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 
 def instead(steps: list[str]) -> list[str]:
@@ -16,9 +16,7 @@ def instead(steps: list[str]) -> list[str]:
 
 async def over(pbx: Neighbours) -> None:
     await pbx.over()
-    await pbx.controller.stop()
-    while pbx.tasks:
-        await pbx.tasks.popleft()
+    await pbx.stop()
 
 
 @pytest.mark.parametrize(("answer", "steps"), [("at_once", SET_UP), ("when_connected", SET_UP_RINGING)])

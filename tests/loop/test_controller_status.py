@@ -6,7 +6,6 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -39,10 +38,8 @@ def listen() -> Any:
 
 
 @pytest_asyncio.fixture
-async def pbx() -> AsyncIterator[Neighbours]:
-    neighbours = Neighbours()
-    yield neighbours
-    await neighbours.controller.stop()
+async def pbx() -> Neighbours:
+    return Neighbours()
 
 
 def active(pbx: Neighbours, duty: Duty) -> Any:

@@ -4,46 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
-import structlog
 
 from ari_app.ari.errors import AriRejected
 from ari_app.ari.events import StasisStart
 from ari_app.ari.models import DialplanPoint
 from ari_app.call.machine import State, Trigger
-from ari_app.controller import limits as limits_module
-from ari_app.controller import reconciliation as reconciliation_module
 from ari_app.controller.actor import INBOX_MESSAGES
 from ari_app.controller.messages import Message
 from ari_app.domain.ids import CallId, snoop_channel_id
 from ari_app.errors import NoCapacity
 from ari_app.store.records import CallRow
 from audiosocket.callspec import EndReason
-from tests.fake_call import CALLER, NUMBER, Fault, Neighbours, channel, config
-from tests.loop.test_actor import ARI_FAULTS, SET_UP_FORK, lives, media_of, nothing_left, raises, record, together
+from tests.fake_call import CALLER, NUMBER, PATIENT_SECONDS, Fault, Neighbours, channel, config
+from tests.loop.test_actor import (
+    ARI_FAULTS,
+    ORPHANS_GONE_SECONDS,
+    SET_UP_FORK,
+    lives,
+    media_of,
+    nothing_left,
+    raises,
+    record,
+    together,
+)
 from tests.media import call_spec
 from tests.worker_rig import until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 FORK = {"one_way": True, "after": {"transfer": {"to": "+918000000009", "trunk": "carrier", "timeout_seconds": 20}}}
 WENT_ON = "the caller went on to +918000000009 on carrier"
 ELSEWHERE = DialplanPoint(app_name="Dial", app_data="PJSIP/+918000000009@carrier,20")
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Short limits, and plain logs."""
-    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
-    monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
 
 
 def forking(seconds: float = 600, **application: Any) -> Neighbours:
@@ -56,7 +52,7 @@ def forking(seconds: float = 600, **application: Any) -> Neighbours:
 async def reached(pbx: Neighbours, state: State) -> None:
     """Waits until the one call is in this state, and lives."""
     (actor,) = pbx.controller._live.actors.values()
-    await until(lambda: actor.machine.state is state, state.value, 5)
+    await until(lambda: actor.machine.state is state, state.value, PATIENT_SECONDS)
 
 
 async def forked(pbx: Neighbours) -> str:
@@ -403,7 +399,7 @@ async def test_the_next_controller_watches_over_the_fork(written: State) -> None
     caller = left(pbx, row)
     pbx.subscribed.clear()
     await pbx.controller.on_connected()
-    await asyncio.sleep(0.1)  # past the time at which orphans are ended
+    await asyncio.sleep(ORPHANS_GONE_SECONDS)
     assert len(pbx.channels) == 3
     assert pbx.controller._live.actors[row.call_id].machine.state is State.FORKED
     assert caller in pbx.subscribed
@@ -461,7 +457,7 @@ async def test_a_caller_without_a_stream_is_adopted_with_what_is_known(failed: b
     row = fork_record(State.PARTED, **(known if failed else {}))
     caller = left(pbx, row, media=False)
     await pbx.controller.on_connected()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(ORPHANS_GONE_SECONDS)
     assert set(pbx.channels) == {caller}
     assert pbx.controller._live.actors[row.call_id].machine.state is State.PARTED
     pbx.destroy(caller, 16, requested=True)
@@ -487,7 +483,7 @@ async def test_a_fork_whose_application_was_taken_out_of_the_configuration() -> 
     pbx = Neighbours()
     caller = left(pbx, fork_record(application="gone"))
     await pbx.controller.on_connected()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(ORPHANS_GONE_SECONDS)
     assert len(pbx.channels) == 3
     pbx.destroy(caller, 16)
     await pbx.over()

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
-import structlog
 
 from ari_app.ari.errors import AriRejected
 from ari_app.ari.models import DialplanPoint
 from ari_app.call.machine import State
-from ari_app.controller import limits as limits_module
-from ari_app.controller import reconciliation as reconciliation_module
 from audiosocket.callspec import CallNotice, EndReason, LegOrder
 from tests.fake_call import CALLER, Fault, Neighbours, config
 from tests.loop.test_actor import lives, nothing_left, record, up
 from tests.media import call_spec
 from tests.worker_rig import until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 EXTENSION = {"extension": "desk"}
 TRANSFER = {"transfer": {"to": "+918000000009", "trunk": "carrier", "timeout_seconds": 20}}
@@ -31,20 +27,9 @@ ON_EXTENSION = ("trunkbridge-after-application", "desk")
 ON_TRANSFER = ("trunkbridge-transfer", "s")
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Short limits, and plain logs."""
-    monkeypatch.setattr(limits_module, "END_SECONDS", 0.5)
-    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.2)
-    monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
-
-
 def ringing(answer: str = "when_connected", within: float = 5.0, **application: Any) -> Neighbours:
     """Neighbours whose worker says nothing by itself, with a route that answers so."""
-    settings = config(answer, application, setup_timeout_seconds=0.2)
+    settings = config(answer, application)
     route = settings.routes[0].model_copy(update={"answer_within_seconds": within})
     pbx = Neighbours(settings.model_copy(update={"routes": [route]}))
     pbx.first_word = ""
@@ -125,13 +110,13 @@ async def test_a_first_word_that_comes_before_the_media_channel_counts() -> None
 
 
 async def test_nobody_rings_for_longer_than_the_route_lets_him() -> None:
-    pbx = ringing(within=0.3)
+    pbx = ringing(within=15)
     loop = asyncio.get_running_loop()
     began = loop.time()
     leg = await awaiting(pbx)
     await pbx.talking()
     # Longer than the set-up may take without it.
-    assert loop.time() - began >= 0.29
+    assert loop.time() - began >= 14.9
     assert pbx.orders == [("gw/0", LegOrder(leg_uuid=leg, order="release"))]
     pbx.notice(leg, "connected")
     await asyncio.sleep(0.02)
@@ -327,7 +312,7 @@ async def test_the_spec_holds_what_follows() -> None:
     await end(pbx)
 
 
-@pytest.mark.parametrize("seconds", [0.05, 0.35], ids=["in time", "too late"])
+@pytest.mark.parametrize("seconds", [0.5, 2], ids=["in time", "too late"])
 async def test_the_caller_is_kept_for_the_report_and_no_longer(seconds: float) -> None:
     pbx = Neighbours(config(application={"after": EXTENSION}))
     await up(pbx)
@@ -338,7 +323,7 @@ async def test_the_caller_is_kept_for_the_report_and_no_longer(seconds: float) -
     await asyncio.sleep(seconds)
     pbx.report(leg, EndReason.APP_CLOSED)
     await pbx.over()
-    if seconds == 0.05:
+    if seconds == 0.5:
         assert pbx.dialplan == {CALLER: ON_EXTENSION}
         del pbx.channels[CALLER]
         assert nothing_left(pbx).reason == "continued"

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import structlog
 
 from ari_app.call.machine import State, Trigger
-from ari_app.controller import actor as actor_module
-from ari_app.controller import limits as limits_module
-from ari_app.controller import reconciliation as reconciliation_module
 from ari_app.domain.termination import Result
 from ari_app.errors import NoCapacity, StoreUnavailable
 from ari_app.settings import Config
@@ -23,11 +18,10 @@ from tests.fake_call import CALLER, Fault, Neighbours, channel, config
 from tests.loop.test_actor import (
     ARI_FAULTS,
     EVENTS,
-    PATIENT_SECONDS,
+    ORPHANS_GONE_SECONDS,
     SET_UP,
     STORE_FAULTS,
     STORES,
-    TIMED,
     fault,
     lives,
     media_of,
@@ -38,7 +32,7 @@ from tests.loop.test_actor import (
 )
 from tests.worker_rig import until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 SECOND = "179.13"
 QUEUE: dict[str, Any] = {"calls": 1, "when_full": "queue"}
@@ -61,22 +55,10 @@ EVERY_STEP = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Short limits, and plain logs."""
-    monkeypatch.setattr(actor_module, "ASK_SECONDS", 0.01)
-    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
-    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
-    monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
-
-
 def settings(limit: dict[str, Any], answer: str = "at_once", following: dict[str, Any] | None = None) -> Config:
     """A configuration whose application has this limit, and the one that may follow it that one."""
     more = None if following is None else {"limit": following}
-    return config(answer, {"limit": limit}, following=more, setup_timeout_seconds=PATIENT_SECONDS)
+    return config(answer, {"limit": limit}, following=more)
 
 
 def neighbours(limit: dict[str, Any], **more: Any) -> Neighbours:
@@ -85,7 +67,7 @@ def neighbours(limit: dict[str, Any], **more: Any) -> Neighbours:
 
 async def reached(pbx: Neighbours, state: State) -> None:
     """Waits until the newest call is in this state."""
-    await until(lambda: list(pbx.controller._live.actors.values())[-1].machine.state is state, state.value, 5)
+    await until(lambda: list(pbx.controller._live.actors.values())[-1].machine.state is state, state.value)
 
 
 async def waiting(pbx: Neighbours) -> None:
@@ -156,7 +138,7 @@ async def test_a_caller_who_hears_music_is_answered_once_and_no_longer_rung() ->
     for answer in ("at_once", "when_connected"):
         pbx = neighbours(QUEUE | MUSIC, answer=answer)
         await waiting(pbx)
-        await until(lambda pbx=pbx: pbx.music == {CALLER: "calm"}, "music", 5)
+        await until(lambda pbx=pbx: pbx.music == {CALLER: "calm"}, "music")
         answered_at = pbx.records.rows[-1].answered_at
         assert answered_at is not None
         pbx.limits["bot"] = 1
@@ -190,15 +172,15 @@ async def test_callers_come_in_the_order_in_which_they_came() -> None:
     await pbx.talking()
     for identifier in (SECOND, "179.14"):
         pbx.arrive(identifier)
-        await until(lambda identifier=identifier: identifier in pbx.controller._live.by_channel, "arrival", 5)
+        await until(lambda identifier=identifier: identifier in pbx.controller._live.by_channel, "arrival")
         await reached(pbx, State.QUEUED)
     first, second, third = pbx.controller._live.actors.values()
     pbx.destroy(CALLER, requested=True)
-    await until(lambda: second.machine.state is State.TALKING, "the second's turn", 5)
+    await until(lambda: second.machine.state is State.TALKING, "the second's turn")
     assert first.machine.state is State.ENDED
     assert third.machine.state is State.QUEUED
     pbx.destroy(SECOND, requested=True)
-    await until(lambda: third.machine.state is State.TALKING, "the third's turn", 5)
+    await until(lambda: third.machine.state is State.TALKING, "the third's turn")
     await pbx.order_hangup()
     await pbx.over()
     assert not pbx.line
@@ -225,17 +207,15 @@ async def test_an_operator_ends_the_wait() -> None:
 
 
 async def test_the_set_up_s_time_begins_when_the_wait_ends() -> None:
-    found = settings(QUEUE)
-    controller = found.controller.model_copy(update={"setup_timeout_seconds": 0.3})
-    pbx = Neighbours(found.model_copy(update={"controller": controller}))
+    pbx = neighbours(QUEUE)
     await waiting(pbx)
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(15)
     pbx.starts_media = False
     pbx.limits["bot"] = 1
     await reached(pbx, State.ATTACHING)
     began = asyncio.get_running_loop().time()
     await pbx.over()
-    assert asyncio.get_running_loop().time() - began > 0.2
+    assert asyncio.get_running_loop().time() - began > 9
     assert over(pbx).reason == "setup_timeout"
 
 
@@ -315,9 +295,8 @@ async def test_interrupted_at_every_step(way: str, early: bool, step: str) -> No
         if name.startswith("fault of ours") and not (early and step in ("subscribe", "acquire")):
             assert (row.result, row.reason) == ("server_error", "controller_error")
 
-    # Of what only the set-up's time limit ends, `test_actor` has the cases.
     names = (STORE_FAULTS if step in STORES else ARI_FAULTS) | EVENTS
-    await together({name: interrupted(name) for name in names if name not in TIMED or step == "start_music"})
+    await together({name: interrupted(name) for name in names})
 
 
 async def test_a_line_that_cannot_be_left_is_left_by_itself() -> None:
@@ -355,7 +334,7 @@ async def test_the_next_controller_lets_him_wait_on(limit: dict[str, Any], answe
     row = left_waiting(pbx, answered)
     await pbx.controller.on_connected()
     await reached(pbx, State.QUEUED)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(ORPHANS_GONE_SECONDS)
     assert pbx.controller.active == 1
     assert pbx.line == [row.call_id], "his place is kept"
     pbx.limits["bot"] = 1
@@ -435,7 +414,7 @@ async def test_sent_on_in_the_dialplan_unanswered(limit: dict[str, Any]) -> None
 async def test_sent_on_after_music() -> None:
     pbx = neighbours(QUEUE | TRANSFER | {"queue": {"max_seconds": 1, "hold_audio": "sound:queue-thankyou"}})
     await waiting(pbx)
-    await until(lambda: pbx.music == {CALLER: "trunkbridge/queue-thankyou"}, "the sound", 5)
+    await until(lambda: pbx.music == {CALLER: "trunkbridge/queue-thankyou"}, "the sound")
     await pbx.over()
     assert not pbx.music
     del pbx.channels[CALLER]
@@ -482,7 +461,7 @@ async def test_who_waited_in_vain_waits_at_the_other_application() -> None:
     limit = QUEUE | {"queue": {"max_seconds": 1, "hold_audio": "music:calm"}, "redirect": {"application": "next"}}
     pbx = neighbours(limit, following={"calls": 0, "when_full": "queue"})
     await waiting(pbx)
-    await until(lambda: pbx.records.rows[-1].application == "next", "the other application", 5)
+    await until(lambda: pbx.records.rows[-1].application == "next", "the other application")
     await reached(pbx, State.QUEUED)
     assert pbx.music == {CALLER: "calm"}, "what he hears goes on"
     pbx.limits["next"] = 1

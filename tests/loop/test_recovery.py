@@ -6,55 +6,33 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
-import structlog
 from msgspec.structs import replace
 
 from ari_app.ari.errors import AriRejected, AriUnavailable
 from ari_app.call.machine import State
-from ari_app.controller import controller as controller_module
-from ari_app.controller import leftovers as leftovers_module
-from ari_app.controller import limits as limits_module
-from ari_app.controller import reconciliation as reconciliation_module
 from ari_app.domain.ids import CallId, ChannelId, bridge_id
 from ari_app.errors import StoreUnavailable
 from ari_app.store.records import CallRow
 from audiosocket.callspec import EndReason
 from tests.fake_call import CALLER, Fault, Neighbours, channel
-from tests.loop.test_actor import ari, lives, media_of, nothing_left, raises, record, up
+from tests.loop.test_actor import ORPHANS_GONE_SECONDS, ari, lives, media_of, nothing_left, raises, record, up
 from tests.media import call_spec
 from tests.worker_rig import until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 STRAY = media_of("6f1c1f52-3b1e-4a55-9d2e-000000000009")
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(limits_module, "END_SECONDS", 0.1)
-    monkeypatch.setattr(limits_module, "REPORT_SECONDS", 0.1)
-    monkeypatch.setattr(reconciliation_module, "ORPHAN_SECONDS", 0.05)
-    monkeypatch.setattr(reconciliation_module, "ADOPT_PAUSE_SECONDS", 0.2)
-    monkeypatch.setattr(controller_module, "PING_SECONDS", 0.02)
-    monkeypatch.setattr(leftovers_module, "BACKOFF_FIRST_SECONDS", 0.01)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
-
-
 @pytest_asyncio.fixture
-async def pbx() -> AsyncIterator[Neighbours]:
-    neighbours = Neighbours()
-    yield neighbours
-    await neighbours.controller.stop()
-    while neighbours.tasks:
-        await neighbours.tasks.popleft()
+async def pbx() -> Neighbours:
+    return Neighbours()
 
 
 @asynccontextmanager
@@ -84,7 +62,7 @@ async def test_calls_are_adopted_as_soon_as_postgresql_answers(pbx: Neighbours) 
         await pbx.arrived()
         await pbx.talking()
         assert pbx.controller.active == 1
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(ORPHANS_GONE_SECONDS)
         assert len(pbx.channels) == 5
         # A report of a call that is not known yet waits until it is.
         assert row.leg_uuid is not None
@@ -109,7 +87,6 @@ async def test_calls_are_adopted_as_soon_as_postgresql_answers(pbx: Neighbours) 
 
 
 async def test_a_hanging_postgresql_holds_up_no_new_call(pbx: Neighbours, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconciliation_module, "ADOPT_FIRST_SECONDS", 0.05)
     row = record(1, State.TALKING)
     lives(pbx, row)
     answers = asyncio.Event()
@@ -135,10 +112,7 @@ async def test_a_hanging_postgresql_holds_up_no_new_call(pbx: Neighbours, monkey
     nothing_left(pbx)
 
 
-async def test_a_caller_who_goes_while_his_call_is_being_adopted(
-    pbx: Neighbours, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reconciliation_module, "ADOPT_FIRST_SECONDS", 0.05)
+async def test_a_caller_who_goes_while_his_call_is_being_adopted(pbx: Neighbours) -> None:
     row = record(1, State.TALKING)
     lives(pbx, row)
     pbx.records.error = StoreUnavailable("postgres", "scripted")
@@ -239,8 +213,7 @@ async def test_a_controller_that_is_stopped_finishes_what_its_calls_are_at(pbx: 
     assert not pbx.records.closed
 
 
-async def test_it_does_not_wait_for_long(pbx: Neighbours, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controller_module, "SETTLE_SECONDS", 0.05)
+async def test_it_does_not_wait_for_long(pbx: Neighbours) -> None:
     await pbx.controller.on_connected()
     pbx.starts_media = False
     pbx.arrive()
