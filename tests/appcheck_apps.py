@@ -44,7 +44,7 @@ class Manners:
     answers_close: bool = True
     global_socket: bool = False
     """The classic: the state of the latest call, for all calls."""
-    patience: float = 0.0
+    patience: float = 0.001
     """Seconds between two messages of audio, above 0: more slowly than it is played."""
 
 

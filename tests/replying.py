@@ -45,7 +45,7 @@ class Replying:
             due.cancel()
 
     def _say(self, socket: web.WebSocketResponse, loud_at: float) -> None:
-        self.took_ms.append((asyncio.get_running_loop().time() - loud_at) * 1000)
+        self.took_ms.append(round((asyncio.get_running_loop().time() - loud_at) * 1000, 3))
         self._sending = asyncio.create_task(socket.send_json(self._message))
 
 
@@ -62,6 +62,6 @@ class GivingWay:
         await socket.send_json(self._message)
         async for at in loud_frames(socket):
             await asyncio.sleep(self._delay_ms / 1000)
-            self.took_ms = (asyncio.get_running_loop().time() - at) * 1000
+            self.took_ms = round((asyncio.get_running_loop().time() - at) * 1000, 3)
             await socket.send_json({"event": "clear"})
             return

@@ -14,15 +14,16 @@ from tests.virtual_time import VirtualTimeLoop
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    if item.get_closest_marker("virtual_time"):
+    marker = item.get_closest_marker("virtual_time")
+    if marker is not None and marker.args != (False,):
         return {"virtual": VirtualTimeLoop}
     return {"real": asyncio.new_event_loop}
 
 
 @pytest.fixture(autouse=True)
 def plain_logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Hundreds of drawn tracebacks take a minute."""
-    if not request.node.get_closest_marker("virtual_time"):
+    """Of neighbours that fail at every step hundreds of tracebacks are logged; to draw them takes a minute."""
+    if not hasattr(request.module, "Neighbours"):
         yield
         return
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])

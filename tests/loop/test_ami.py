@@ -11,7 +11,7 @@ import pytest
 from ari_app import ami as ami_module
 from ari_app.ami import AmiChannel, AmiClient, AmiError, AmiInvalid, AmiLoginRefused, AmiRejected, AmiUnavailable
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 LIMIT = 0.8
 

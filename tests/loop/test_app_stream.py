@@ -22,7 +22,7 @@ from audiosocket.app_stream import AppStream, Dialler
 from audiosocket.errors import ApplicationError
 from tests.worker_rig import until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 LIMIT = 4096

@@ -27,7 +27,7 @@ from tools.apps.echo import echo
 from tools.apps.service import Conversation, EventLog, make_app
 from tools.audio.tones import tone
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 QUICK = Pace(wait=1.0, speech=0.6, settle=0.5, linger=0.5, digit=0.5, turns=1, calls=2)
 SCRIPT = Script(
@@ -236,6 +236,7 @@ async def test_plivo_s_words_are_understood_and_used() -> None:
     assert remedies["mark_name"] == ("Make `name` a string.", DOCUMENTS["plivo"]["mark"])
 
 
+@pytest.mark.virtual_time(False)
 async def test_the_command_prints_writes_and_exits_with_1(tmp_path: Path) -> None:
     async with bot(Manners(status=401)) as url:
         command = ("-m", "ari_app.cli.main", "appcheck", url, "--json", str(tmp_path / "report.json"))

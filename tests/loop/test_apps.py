@@ -27,7 +27,7 @@ from tools.audio.tones import dominant_frequency, tone, tone_share
 from tools.sip.rtp_packet import PT_EVENT, decode_event
 from tools.sip.rtp_peer import Codec, RtpPeer, RtpTicker
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 GREETING_HZ, FIRST_REPLY_HZ, SECOND_REPLY_HZ, GOODBYE_HZ, FIVE_HZ = 500, 700, 900, 1100, 1300
 SCRIPT = Script(
@@ -271,6 +271,7 @@ async def test_every_event_is_on_record_in_order(tmp_path: Path):
     assert [event["event"] for event in events] == [*told, "stop", "end"]
 
 
+@pytest.mark.virtual_time(False)
 async def test_the_program_serves_until_sigterm_and_then_closes_its_calls(tmp_path: Path):
     record = tmp_path / "events.json"
     process = await asyncio.create_subprocess_exec(

@@ -47,7 +47,7 @@ from tests.fake_ari import (
 )
 from tests.worker_rig import until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "ari"
 LIMIT = 0.8

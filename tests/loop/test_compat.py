@@ -22,10 +22,11 @@ from tests.clients.rapida import Rapida
 from tests.clients.realtime_bridges import ElevenLabsBridge, GeminiBridge
 from tests.clients.vocode import Vocode, VocodeTwilio
 from tests.clients.voice_bot import VoiceBot
+from tests.virtual_time import run
 from tests.worker_rig import Rig, rig, until
 from tools.audio.tones import tone
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
 QUERY = "?sample-rate=8000&agent=a7"
@@ -54,7 +55,7 @@ def outcomes() -> dict[tuple[str, str], Outcome]:
         kind = BY_NAME[name]
         query = QUERY if kind.dialect == "exotel" else ""
         jobs.append((kind, {"by_client": ending == CLIENT, "query": query}))
-    return dict(zip(CALLS, asyncio.run(all_at_once(jobs)), strict=True))
+    return dict(zip(CALLS, run(all_at_once(jobs)), strict=True))
 
 
 @pytest.mark.parametrize(("name", "ending"), CALLS)
@@ -97,7 +98,7 @@ def broken() -> dict[str, dict[str, Problems]]:
     rows = list(SWITCHES)
     for at in range(0, len(rows), 4):
         jobs = [(row, kind, how) for row in rows[at : at + 4] for kind, how in under(SWITCHES[row][1])]
-        outcomes = asyncio.run(all_at_once((kind, how) for _, kind, how in jobs))
+        outcomes = run(all_at_once((kind, how) for _, kind, how in jobs))
         for (row, kind, _), outcome in zip(jobs, outcomes, strict=True):
             if outcome.problems:
                 found[row][kind.name] = outcome.problems

@@ -28,7 +28,7 @@ from tests.loop.test_actor import up
 from tests.worker_rig import until
 from tools.asterisk.local import claims_released, free_ports, local_config
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from tests.media import call_spec
 from tests.worker_rig import Application, Asterisk, Rig, rig, serving, until
 from tools.audio.tones import dominant_frequency, tone
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 SORRY = tone(620, 0.5).astype("<i2").tobytes()
 PROMPTS = Prompts({"sorry": SORRY})

@@ -20,7 +20,7 @@ from audiosocket.media_call import MediaCall
 from audiosocket.session import Session
 from tests.worker_rig import Rig, rig, until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 SPEECH = (np.arange(160) * 100).astype("<i2").tobytes()
 PARTS = (MediaCall, CallLegs, AudioSocketLeg, Session, AppStage, AppStream, Gate)

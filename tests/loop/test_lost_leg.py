@@ -25,7 +25,7 @@ from tests.worker_rig import Asterisk, Rig, rig, until
 from tools.asterisk.local import free_ports
 from tools.audio.tones import tone
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 RESET = struct.pack("ii", 1, 0)
 TONE = tone(400, 0.02).tobytes()

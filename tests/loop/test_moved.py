@@ -14,7 +14,7 @@ from audiosocket.callspec import LegOrder
 from tests.media import call_spec
 from tests.worker_rig import Rig, rig, until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 
 @pytest_asyncio.fixture

@@ -27,7 +27,7 @@ from tests.loop.test_app_stream import certificate
 from tests.media import call_spec
 from tests.worker_rig import rig, until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ACCOUNT = "AC" + "5" * 32

@@ -14,7 +14,7 @@ from audiosocket.compiled import FRAMES
 from audiosocket.legs.audiosocket import AudioSocketLeg
 from audiosocket.legs.base import MediaLeg
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 CALLS = 400
 """More than the kernel names in one answer."""

@@ -16,7 +16,7 @@ from tests.worker_rig import Asterisk, rig, until
 from tools.audio import g711
 from tools.audio.tones import tone
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 SPEECH = g711.ulaw_encode(tone(440, 0.02))
 SILENCE = b"\xff" * 160

@@ -26,7 +26,7 @@ from tests.worker_rig import AnnouncedCalls, Rig, rig, until
 from tools.audio import g711
 from tools.sip import rtp_packet
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 SPEECH = (np.arange(160) * 100).astype("<i2").tobytes()
 SSRC = 0x1234

@@ -20,7 +20,7 @@ from audiosocket.sources import StandaloneSource
 from tests.media import call_spec
 from tests.worker_rig import AnnouncedCalls, rig, until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 
 class Supervisor:
@@ -227,6 +227,7 @@ async def test_an_overloaded_worker_says_so_and_goes_on(monkeypatch: pytest.Monk
         await channel.hang_up()
 
 
+@pytest.mark.virtual_time(False)
 async def test_the_share_of_a_core_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audiosocket.load.MEASURE_SECONDS", 0.05)
     monkeypatch.setattr("audiosocket.load.SAMPLE_SECONDS", 0.02)

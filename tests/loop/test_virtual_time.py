@@ -6,10 +6,11 @@ import asyncio
 import socket
 import sys
 import time
+from time import sleep as real_sleep
 
 import pytest
 
-from tests.virtual_time import Deadlock, VirtualTimeLoop
+from tests.virtual_time import Deadlock, run
 
 pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
@@ -30,14 +31,23 @@ async def test_waiting_takes_no_time_and_ends_at_the_very_moment() -> None:
 async def test_a_machine_that_stands_still_is_not_noticed() -> None:
     began = time.monotonic()
     async with asyncio.timeout(0.01):
-        time.sleep(0.05)
+        real_sleep(0.05)
         await asyncio.sleep(0.005)
     assert time.monotonic() - began == pytest.approx(0.005)
 
 
+async def test_a_loop_that_stands_still_is() -> None:
+    began = time.monotonic()
+    soon = asyncio.create_task(asyncio.sleep(0.01))
+    await asyncio.sleep(0)
+    time.sleep(0.05)
+    await soon
+    assert time.monotonic() - began == pytest.approx(0.05)
+
+
 async def test_time_stands_still_for_a_thread_and_for_what_is_on_its_way() -> None:
     began = time.monotonic()
-    await asyncio.to_thread(time.sleep, 0.05)
+    await asyncio.to_thread(real_sleep, 0.05)
     near, far = socket.socketpair()
     with near, far:
         far.setblocking(False)
@@ -47,8 +57,8 @@ async def test_time_stands_still_for_a_thread_and_for_what_is_on_its_way() -> No
 
 
 def test_a_deadlock_is_told() -> None:
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner, pytest.raises(Deadlock, match="Event.wait"):
-        runner.run(asyncio.Event().wait())
+    with pytest.raises(Deadlock, match="Event.wait"):
+        run(asyncio.Event().wait())
 
 
 async def test_a_process_is_refused() -> None:
@@ -58,6 +68,5 @@ async def test_a_process_is_refused() -> None:
 
 def test_outside_of_it_time_is_real() -> None:
     before = time.monotonic
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        runner.run(asyncio.sleep(HOUR))
+    run(asyncio.sleep(HOUR))
     assert time.monotonic is before

@@ -24,7 +24,7 @@ from audiosocket.worker import Worker, WorkerOptions
 from tests.worker_rig import DEADLINE, AnnouncedCalls, Rig, rig, until
 from tools.audio import g711
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 FRAME_BYTES = {"ulaw": 160, "alaw": 160, "slin": 320, "slin16": 640, "slin24": 960}
 SPEECH = (np.arange(160) * 100).astype("<i2").tobytes()

@@ -12,11 +12,17 @@ import pytest
 
 from audiosocket import wire
 from audiosocket.callspec import MediaFormat
+from audiosocket.recording import writer
 from audiosocket.recording.recordings import RecordingOptions
+from tests.virtual_time import WatchedQueue
 from tests.worker_rig import Asterisk, Rig, rig, until
 from tools.audio.tones import dominant_frequency, tone
 
-pytestmark = [pytest.mark.loop, pytest.mark.parametrize("media_format", [MediaFormat.SLIN16, MediaFormat.SLIN24])]
+pytestmark = [
+    pytest.mark.loop,
+    pytest.mark.virtual_time,
+    pytest.mark.parametrize("media_format", [MediaFormat.SLIN16, MediaFormat.SLIN24]),
+]
 
 KINDS = {MediaFormat.SLIN16: 0x12, MediaFormat.SLIN24: 0x13}
 FRAMES = 25
@@ -131,7 +137,10 @@ async def test_a_clear_and_the_figures_are_in_the_calls_time(media_format: Media
     assert abs(figures.app_talk_ms - figures.frames_played * 20) <= 100
 
 
-async def test_a_recording_has_the_rate_of_the_call(tmp_path: Path, media_format: MediaFormat) -> None:
+async def test_a_recording_has_the_rate_of_the_call(
+    tmp_path: Path, media_format: MediaFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "SimpleQueue", WatchedQueue)
     rate = media_format.sample_rate
     spoken = tone(440, 1, rate).astype("<i2").tobytes()
     async with rig(recordings=RecordingOptions(tmp_path, min_free_mb=0)) as r:

@@ -20,7 +20,7 @@ from audiosocket import wire
 from audiosocket.callspec import CallSpec
 from tests.worker_rig import rig, until
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 SPEECH = (np.arange(160) * 100).astype("<i2").tobytes()
 
