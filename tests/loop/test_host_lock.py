@@ -52,7 +52,7 @@ class Candidates:
         """Who has the lock, among those that live."""
         return [name for name, process in self.processes.items() if process.returncode is None and self.held(name)]
 
-    async def one(self, seconds: float = 20) -> str:
+    async def one(self, seconds: float = 60) -> str:
         """Waits for a holder."""
         await until(self.holders, "a holder", seconds)
         (name,) = self.holders()
@@ -75,7 +75,7 @@ async def candidates(tmp_path: Path) -> AsyncIterator[Candidates]:
             await process.wait()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_five_at_once_and_always_one_wins(candidates: Candidates) -> None:
     await asyncio.gather(*(candidates.start(f"c{number}") for number in range(CANDIDATES)))
     gaps = []
@@ -97,31 +97,31 @@ async def test_five_at_once_and_always_one_wins(candidates: Candidates) -> None:
     assert sorted(gaps)[len(gaps) // 2] < 0.5, gaps
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_a_frozen_holder_is_ended_and_its_place_taken(candidates: Candidates) -> None:
     await candidates.start("first")
-    await until(lambda: candidates.held("first"), "the first", 20)
+    await until(lambda: candidates.held("first"), "the first", 60)
     await candidates.start("second")
-    await until((candidates.folder / "second").exists, "the second", 20)
+    await until((candidates.folder / "second").exists, "the second", 60)
     await asyncio.sleep(1)
     assert candidates.holders() == ["first"], "one that beats is left alone"
     os.kill(candidates.processes["first"].pid, signal.SIGSTOP)
     frozen = time.monotonic()
     async with stood_still() as still:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await candidates.processes["first"].wait() == -signal.SIGKILL
-        await until(lambda: candidates.held("second"), "the second", 20)
+        await until(lambda: candidates.held("second"), "the second", 60)
     took_over = candidates.held("second")[0][1]
     assert candidates.held("first")[-1][1] < took_over
     assert 1.4 < took_over - frozen < 3 + sum(still)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_a_holder_that_thaws_in_time_goes_on(candidates: Candidates) -> None:
     await candidates.start("first")
-    await until(lambda: candidates.held("first"), "the first", 20)
+    await until(lambda: candidates.held("first"), "the first", 60)
     await candidates.start("second")
-    await until((candidates.folder / "second").exists, "the second", 20)
+    await until((candidates.folder / "second").exists, "the second", 60)
     pid = candidates.processes["first"].pid
     for _ in range(3):
         os.kill(pid, signal.SIGSTOP)

@@ -232,7 +232,7 @@ async def test_churn_finds_nothing_left(tmp_path: Path) -> None:
 
 
 async def test_a_worker_that_drops_frames_is_told_from_one_that_does_not(tmp_path: Path) -> None:
-    limits = ("--seconds", "2", "--format", "ulaw", "--app", "ws://127.0.0.1/", "--max-loss", "3")
+    limits = ("--seconds", "2", "--format", "ulaw", "--app", "ws://127.0.0.1/", "--max-loss", "6")
     async with a_worker(tmp_path) as worker, lossy(worker.port, drop_every=10) as address:
         good, bad = await undisturbed(
             lambda: together(
@@ -243,7 +243,7 @@ async def test_a_worker_that_drops_frames_is_told_from_one_that_does_not(tmp_pat
     assert good.status == 0, good.output
     assert bad.status == 1, bad.output
     assert bad.lost() == pytest.approx(0.1 * bad.frames["sent"], rel=0.3)
-    assert "of the frames were lost, over 3 %" in bad.output
+    assert "of the frames were lost, over 6 %" in bad.output
 
 
 async def test_a_worker_that_runs_already_and_two_wrong_ways_to_ask_it(tmp_path: Path) -> None:
