@@ -645,7 +645,7 @@ def certificate(folder: Path, name: str, alternative: str, days: int = 2) -> ssl
         ],
         check=True,
         capture_output=True,
-        timeout=30,
+        timeout=110,
     )  # fmt: skip
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")

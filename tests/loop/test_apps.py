@@ -282,7 +282,7 @@ async def test_the_program_serves_until_sigterm_and_then_closes_its_calls(tmp_pa
     )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             address = (await process.stdout.readline()).decode().removeprefix("listening on ").strip()
             async with calling(address) as platform:
                 await platform.start()
