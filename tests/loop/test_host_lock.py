@@ -93,8 +93,11 @@ async def test_five_at_once_and_always_one_wins(candidates: Candidates) -> None:
     assert len(spans) == ROUNDS + 1
     for (_, ended, before), (began, _, after) in pairwise(spans):
         assert ended < began, f"{before} and {after} were active at once"
-    # At once: a look every tenth of a second, and what the machine takes to run it.
-    assert sorted(gaps)[len(gaps) // 2] < 0.5, gaps
+    # At once: a look every tenth of a second, and what the machine takes to run it, which may be busy with others, or
+    # stand still. Who waited for a beat to be missed would take 1.4 s.
+    gaps.sort()
+    assert gaps[len(gaps) // 4] < 0.5, gaps
+    assert gaps[len(gaps) // 2] < 1.4, gaps
 
 
 @pytest.mark.timeout(300)
