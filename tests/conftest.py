@@ -8,7 +8,13 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from tests.repeating import Watch
+
 RUNGS = ("unit", "loop", "store", "asterisk", "multihost")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Watch())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
