@@ -11,6 +11,11 @@ import pytest_asyncio
 from tests.repeating import Watch
 
 RUNGS = ("unit", "loop", "store", "asterisk", "multihost")
+LONGEST_FIRST = (
+    *("every_leg", "moved", "fork", "demo", "faults", "playout_live", "outage", "lost_leg", "standby"),
+    *("postgres_outage", "wideband", "pbx", "recording", "direct_way", "calls", "limits", "redis_servers"),
+)
+"""Modules (test_...) that take half a minute or more: begun last, one of them would be waited for by all others."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,7 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.parent.name
         if folder in RUNGS and folder != rungs[0]:
             raise pytest.UsageError(f"{item.nodeid}: is marked {rungs[0]} but lies in tests/{folder}")
-    items.sort(key=lambda item: next(index for index, rung in enumerate(RUNGS) if item.get_closest_marker(rung)))
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        name = item.path.stem.removeprefix("test_")
+        length = LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+        rung = next(index for index, rung in enumerate(RUNGS) if item.get_closest_marker(rung))
+        return (2 if RUNGS[rung] == "asterisk" else rung, length)  # store and asterisk go together
+
+    items.sort(key=place)
 
 
 @pytest_asyncio.fixture(autouse=True)

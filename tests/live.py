@@ -19,6 +19,7 @@ from ari_app.ari.client import AriClient
 from ari_app.fleet.leases import Leases
 from ari_app.store.records import CallRow
 from audiosocket.runtime.stores import open_redis, resolve
+from tests.cluster import put_cluster
 from tests.worker_rig import Application, serving, until
 from tools.asterisk.install import AsteriskInstall
 from tools.asterisk.local import free_ports, local_config, merge
@@ -68,6 +69,13 @@ class Live:
         call = (carrier or self.ulaw).call(number, caller())
         await call.answered()
         await until(lambda: len(self.app.events("start")) > before, "start message")
+        return call
+
+    async def joined(self, call: Call) -> Call:
+        """The call, once its caller and its media are bridged: until then its setting up goes on, whoever talks."""
+        async with asyncio.timeout(10):
+            while (await self.record(call, ended=False)).state != "talking":
+                await asyncio.sleep(0.05)
         return call
 
     def heard_by_app(self, stream_sid: str = "") -> np.ndarray[Any, np.dtype[np.int16]]:
@@ -159,6 +167,8 @@ async def live_system(
     (closed_port,) = free_ports(1)
     own: dict[str, Any] = {
         "applications": {
+            # No test calls it, and what is not ws:// is not started.
+            "conversation": {"url": f"wss://127.0.0.1:{closed_port}/"},
             "scripted": {"url": scripted, "fade_ms": 0},  # what is heard is compared with what was said
             "short": {"url": scripted, "message_max_bytes": 4096},
             "refused": {"url": f"ws://127.0.0.1:{closed_port}/"},
@@ -174,6 +184,8 @@ async def live_system(
         ],
     }
     path = local_config(EXAMPLE, folder, calls=calls, changes=merge(own, changes or {}))
+    if "store" not in (changes or {}):
+        await put_cluster(folder / "state")
     try:
         async with serving(app_port) as app, System(path, install, standbys=standbys) as system, RtpTicker() as ticker:
             sip, ari = system.config.asterisk.sip_listen, system.config.asterisk.ari

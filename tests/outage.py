@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ari_app.store.embedded import EmbeddedStores
+from tests.cluster import put_cluster
 from tests.live import ECHO, Live, live_system
 from tools.asterisk.install import AsteriskInstall
 from tools.asterisk.local import merge
@@ -94,6 +95,7 @@ async def outage_system(
     install: AsteriskInstall, folder: Path, changes: dict[str, Any] | None = None, calls: int = 60
 ) -> AsyncIterator[Outage]:
     """A running system of its own below `folder`, with servers that the test holds."""
+    await put_cluster(folder / "stores")
     async with EmbeddedStores(folder / "stores") as stores:
         own = {"store": {"postgres": stores.urls.postgres, "redis": stores.urls.redis}}
         async with live_system(install, folder, calls=calls, changes=merge(own, changes or {})) as live:

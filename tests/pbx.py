@@ -35,6 +35,19 @@ def asterisk_install() -> AsteriskInstall:
     return provide(progress=print)
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pbx(
+    asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[AsteriskInstance]:
+    """One Asterisk with the example's trunks for all tests of a module that leave it as it is."""
+    folder = tmp_path_factory.mktemp("pbx")
+    changes = {"asterisk": {"fallback_prompt": "hello-world"}}  # the example's is longer
+    instance = AsteriskInstance(asterisk_install, config_for(folder, changes), folder)
+    await instance.start()
+    yield instance
+    await instance.stop()
+
+
 @pytest_asyncio.fixture
 async def start_pbx(asterisk_install: AsteriskInstall, tmp_path: Path) -> AsyncIterator[StartPbx]:
     """Starts Asterisks with the example's trunks; `changes` are merged into its settings. All are stopped."""

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.pbx import asterisk_install, start_pbx
+from tests.pbx import asterisk_install, pbx, start_pbx
 from tools.asterisk.local import claims_released
 
-__all__ = ["asterisk_install", "start_pbx"]
+__all__ = ["asterisk_install", "pbx", "start_pbx"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -38,12 +38,10 @@ from ari_app.ari.events import (
 from ari_app.ari.stream import EventStream
 from ari_app.domain import ids
 from ari_app.domain.ids import BridgeId, CallId, ChannelId, LegUuid
-from tests.pbx import ULAW_CARRIER, StartPbx, asterisk_install, ears, sipp, start_pbx
+from tests.pbx import ULAW_CARRIER, StartPbx, ears, sipp
 from tests.worker_rig import until
 from tools.asterisk.instance import AsteriskInstance
 from tools.asterisk.local import free_ports
-
-__all__ = ["asterisk_install", "start_pbx"]
 
 pytestmark = pytest.mark.asterisk
 
@@ -56,8 +54,10 @@ EventT = TypeVar("EventT", bound=Event)
 async def media_server() -> AsyncIterator[str]:
     """A media server that says silence on the clock and hears nothing; its address."""
     over = asyncio.Event()
+    legs: list[asyncio.Task[None] | None] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        legs.append(asyncio.current_task())
         hears = asyncio.create_task(reader.read())
         while not hears.done() and not over.is_set():
             writer.write(SILENCE)
@@ -71,7 +71,7 @@ async def media_server() -> AsyncIterator[str]:
     finally:
         over.set()
         server.close()
-        await server.wait_closed()
+        await asyncio.gather(*filter(None, legs))
 
 
 @dataclass
@@ -80,6 +80,7 @@ class Wire:
 
     url: str = ""
     _ends: set[asyncio.StreamWriter] = field(default_factory=set)
+    carrying: list[asyncio.Task[None] | None] = field(default_factory=list)
     whole: bool = True
 
     def cut(self) -> None:
@@ -88,6 +89,7 @@ class Wire:
             end.transport.abort()
 
     async def carry(self, host: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.carrying.append(asyncio.current_task())
         if not self.whole:
             writer.transport.abort()
             return
@@ -115,7 +117,7 @@ async def wire_to(pbx: AsteriskInstance) -> AsyncIterator[Wire]:
     finally:
         server.close()
         wire.cut()
-        await server.wait_closed()
+        await asyncio.gather(*filter(None, wire.carrying), return_exceptions=True)
 
 
 def client_of(pbx: AsteriskInstance, url: str = "", password: str = "") -> AriClient:
@@ -226,8 +228,7 @@ async def connect(desk: Desk, host: str, node: str = "pbx-1") -> Call:
     return call
 
 
-async def test_a_call_from_its_arrival_to_its_end(start_pbx: StartPbx) -> None:
-    pbx = await start_pbx()
+async def test_a_call_from_its_arrival_to_its_end(pbx: AsteriskInstance) -> None:
     async with media_server() as host, client_of(pbx) as ari, desk_at(ari) as desk:
         assert (await ari.info()).system.version.startswith(("20.", "22.", "23."))
         async with calling(pbx, "call_until_bye.xml"):
@@ -276,8 +277,7 @@ async def test_a_call_from_its_arrival_to_its_end(start_pbx: StartPbx) -> None:
         assert (counters.malformed, counters.losses, ari.repeats) == (0, 0, 0)
 
 
-async def test_the_caller_holds_and_hangs_up(start_pbx: StartPbx) -> None:
-    pbx = await start_pbx()
+async def test_the_caller_holds_and_hangs_up(pbx: AsteriskInstance) -> None:
     async with media_server() as host, client_of(pbx) as ari, desk_at(ari) as desk:
         async with calling(pbx, "call_with_hold.xml"):
             call = await connect(desk, host)
@@ -299,8 +299,7 @@ async def test_the_caller_holds_and_hangs_up(start_pbx: StartPbx) -> None:
         assert not [event for event in desk.events if isinstance(event, ChannelDestroyed)]
 
 
-async def test_a_caller_is_turned_away_with_a_cause(start_pbx: StartPbx) -> None:
-    pbx = await start_pbx()
+async def test_a_caller_is_turned_away_with_a_cause(pbx: AsteriskInstance) -> None:
     async with client_of(pbx) as ari, desk_at(ari) as desk:
         async with calling(pbx, "call_refused.xml.in", status=486):
             await ari.hangup((await desk.next(StasisStart)).channel.id, 17)
@@ -352,10 +351,10 @@ async def test_what_asterisk_refuses(start_pbx: StartPbx) -> None:
             await stranger.info()
         with pytest.raises(AriUnauthorized):
             await Desk(stranger).stream.run()
+    await pbx.kill()  # of a channel that it has refused it keeps something, for which it would wait at a stop
 
 
-async def test_a_cut_wire_costs_the_events_of_the_gap_and_no_other(start_pbx: StartPbx) -> None:
-    pbx = await start_pbx()
+async def test_a_cut_wire_costs_the_events_of_the_gap_and_no_other(pbx: AsteriskInstance) -> None:
     async with (
         media_server() as host,
         wire_to(pbx) as wire,
@@ -390,8 +389,7 @@ async def test_a_cut_wire_costs_the_events_of_the_gap_and_no_other(start_pbx: St
         await ari.destroy_bridge(call.bridge)
 
 
-async def test_the_name_is_taken_by_another(start_pbx: StartPbx) -> None:
-    pbx = await start_pbx()
+async def test_the_name_is_taken_by_another(pbx: AsteriskInstance) -> None:
     async with client_of(pbx) as first, client_of(pbx) as second:
         desk = Desk(first)
         loser = asyncio.create_task(desk.stream.run())

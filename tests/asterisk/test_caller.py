@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from audiosocket.loadtest.sip import run_load
-from tests.pbx import StartPbx, asterisk_install, listening, start_pbx
+from tests.pbx import listening
 from tools.asterisk.instance import AsteriskInstance
 from tools.asterisk.local import free_ports
 from tools.audio.talkspurts import talkspurts
@@ -19,13 +19,6 @@ from tools.sip.rtp_peer import Codec, RtpTicker
 from tools.sip.sipp import CallAborted, CallRefused, Carrier, Ending
 
 pytestmark = pytest.mark.asterisk
-
-__all__ = ["asterisk_install", "start_pbx"]
-
-
-@pytest_asyncio.fixture
-async def pbx(start_pbx: StartPbx) -> AsteriskInstance:
-    return await start_pbx()
 
 
 @pytest_asyncio.fixture
@@ -110,7 +103,8 @@ async def test_a_refusal_is_told_with_its_code(pbx, carrier):
 async def test_fifty_callers_at_once_are_each_followed_on_their_own(start_pbx, ticker, tmp_path):
     """Without a controller the PBX answers, plays its prompt and hangs up."""
     first = free_ports(220)[0]
-    pbx = await start_pbx({"asterisk": {"rtp": {"first": first + first % 2, "last": first + 210}}})
+    rtp = {"first": first + first % 2, "last": first + 210}
+    pbx = await start_pbx({"asterisk": {"rtp": rtp, "fallback_prompt": "hello-world"}})
     async with Carrier(pbx.config.asterisk.sip_listen, "127.0.0.2", tmp_path / "carrier", ticker) as carrier:
         await fifty_calls(carrier)
 

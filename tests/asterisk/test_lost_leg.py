@@ -72,7 +72,7 @@ def seconds_of_sound(samples: np.ndarray[Any, Any]) -> float:
 
 async def breaks(live: Live, relay: Relay, how: str, times: int = 1, pause: float = 1.0) -> Call:
     """A call in which both sides sound a tone while its leg is broken so often."""
-    call = await live.talking()
+    call = await live.joined(await live.talking())
     seconds = 1.5 + times * pause
     call.peer.play(tone(425, seconds))
     await live.app.say(tone(1000, seconds).tobytes())
@@ -128,7 +128,7 @@ async def test_five_legs_break_in_a_row(live: Live, relay: Relay) -> None:
 
 
 async def test_all_legs_break_at_once(live: Live, relay: Relay) -> None:
-    calls = [await live.talking() for _ in range(12)]
+    calls = [await live.joined(await live.talking()) for _ in range(12)]
     for number, call in enumerate(calls):
         call.peer.play(tone(450 + 100 * number, 3))
     await asyncio.sleep(0.5)
@@ -162,7 +162,7 @@ async def hears_the_application(live: Live, call: Call, hz: float) -> bool:
 
 
 async def test_hanging_up_is_no_loss_and_takes_no_longer(live: Live, relay: Relay) -> None:
-    call = await live.talking()
+    call = await live.joined(await live.talking())
     await asyncio.sleep(0.3)
     began = asyncio.get_running_loop().time()
     await call.hang_up()
@@ -179,7 +179,7 @@ async def test_hanging_up_is_no_loss_and_takes_no_longer(live: Live, relay: Rela
 
 
 async def test_a_caller_hangs_up_while_there_is_no_leg(live: Live, relay: Relay) -> None:
-    call = await live.talking()
+    call = await live.joined(await live.talking())
     relay.refusing = True
     relay.break_last("reset")
     await asyncio.sleep(1)
@@ -193,7 +193,7 @@ async def test_a_caller_hangs_up_while_there_is_no_leg(live: Live, relay: Relay)
 
 
 async def test_a_call_whose_leg_cannot_be_replaced_ends(live: Live, relay: Relay) -> None:
-    call = await live.talking()
+    call = await live.joined(await live.talking())
     relay.refusing = True
     relay.break_last("reset")
     began = asyncio.get_running_loop().time()
@@ -210,7 +210,7 @@ async def test_a_call_whose_leg_cannot_be_replaced_ends(live: Live, relay: Relay
 
 
 async def test_a_link_that_is_back_in_time(live: Live, relay: Relay) -> None:
-    call = await live.talking()
+    call = await live.joined(await live.talking())
     relay.refusing = True
     relay.break_last("reset")
     await asyncio.sleep(2)
@@ -227,8 +227,7 @@ async def test_a_link_that_is_back_in_time(live: Live, relay: Relay) -> None:
 
 
 async def test_a_leg_that_breaks_while_no_controller_runs(live: Live, relay: Relay) -> None:
-    call = await live.talking()
-    await asyncio.sleep(0.5)  # the record is written
+    call = await live.joined(await live.talking())
     await live.system.controller.kill()
     relay.break_last("reset")
     await live.system.controller.start()
@@ -248,8 +247,7 @@ async def test_a_leg_that_breaks_while_no_controller_runs(live: Live, relay: Rel
 
 
 async def test_a_controller_that_comes_too_late_closes_the_record(live: Live, relay: Relay) -> None:
-    call = await live.talking()
-    await asyncio.sleep(0.5)  # the record is written
+    call = await live.joined(await live.talking())
     await live.system.controller.kill()
     relay.break_last("fin")
     await until(lambda: live.app.events("stop"), "the application's stop", 8)
@@ -263,7 +261,7 @@ async def test_a_controller_that_comes_too_late_closes_the_record(live: Live, re
 
 async def test_zero_seconds_end_the_call_with_its_leg(asterisk_install: AsteriskInstall, tmp_path: Path) -> None:
     async with relayed(asterisk_install, tmp_path, leg_hold_seconds=0) as (live, relay):
-        call = await live.talking()
+        call = await live.joined(await live.talking())
         relay.break_last("reset")
         assert await call.ended() is Ending.BY_THEM
         row = await live.record(call)

@@ -24,11 +24,17 @@ pytestmark = [pytest.mark.asterisk, pytest.mark.asyncio(loop_scope="module")]
 CLICK = np.concatenate((np.full(8, 20_000), np.zeros(152))).astype(np.int16)
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def live(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
     recorded = {"applications": {"scripted": {"record": True}, "echo": {"record": True}}}
     async with live_system(asterisk_install, tmp_path_factory.mktemp("recording"), changes=recorded) as live:
         yield live
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def live(system: Live) -> AsyncIterator[Live]:
+    async with system.fresh():
+        yield system
 
 
 def sides(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -20,10 +20,10 @@ from tools.audio.tones import tone
 from tools.process import Process
 from tools.sip.sipp import Ending
 
-pytestmark = [pytest.mark.asterisk, pytest.mark.alone]
+pytestmark = pytest.mark.asterisk
 
 RATE = 5
-SECONDS = 30
+SECONDS = 26
 HOLD_SECONDS = 3.0
 
 
@@ -42,6 +42,7 @@ async def records(live: Live) -> list[CallRow]:
     return await live.records()
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("leg", ["audiosocket", "rtp"])
 async def test_workers_restarted_in_turn_lose_no_call(

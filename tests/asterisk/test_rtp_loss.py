@@ -27,6 +27,8 @@ from tools.sip.sipp import Call, Carrier, Ending
 pytestmark = pytest.mark.asterisk
 
 LOSS = 0.02
+SOCKET_PACKETS = 240
+"""At least so many fit into the buffer of a UDP socket, whose customary 208 KiB count 832 bytes for a small packet."""
 
 
 class _End(asyncio.DatagramProtocol):
@@ -135,6 +137,12 @@ def heard(r: Rig) -> np.ndarray:
     return np.frombuffer(b"".join(payloads), "<i2")
 
 
+def paused(end: _End) -> int:
+    """Frames of silence that may stand for the pauses of the machine in what came to this end."""
+    pauses = [late - early for early, late in pairwise(end.carried)]
+    return sum(int(pause / 0.02) + 1 for pause in pauses if pause > 0.08)
+
+
 def end(r: Rig, leg_uuid: str) -> None:
     assert r.source.order is not None
     r.source.order(LegOrder(leg_uuid=leg_uuid, order="end"))
@@ -159,13 +167,11 @@ async def test_two_in_a_hundred_lost_cost_no_call_and_are_counted(start_pbx: Sta
         # all the same. The relay has seen them.
         voice = heard(r)
         loud = np.flatnonzero(np.abs(voice.astype(int)) > 500)
-        pauses = [late - early for early, late in pairwise(relay.to_asterisk.carried) if late - early > 0.08]
-        filled = sum(int(pause / 0.02) + 1 for pause in pauses)
-        assert -3 <= (loud[-1] - loud[0]) / 160 - 15 * 50 <= 3 + filled
+        assert -3 <= (loud[-1] - loud[0]) / 160 - 15 * 50 <= 3 + paused(relay.to_asterisk)
         assert dominant_frequency(voice) == pytest.approx(425, abs=2)
         received = call.peer.received_pcm_by_timestamp()
         loud = np.flatnonzero(np.abs(received.astype(int)) > 500)
-        assert loud[-1] - loud[0] == pytest.approx(15 * 8000, abs=3 * 160)
+        assert -3 <= (loud[-1] - loud[0]) / 160 - 15 * 50 <= 3 + paused(relay.to_worker)
         assert tone_share(received[loud[0] : loud[-1]], 1000) > 0.9
         assert relay.to_worker.lost >= 5
 
@@ -175,6 +181,7 @@ async def test_a_stall_of_six_seconds_costs_no_call(start_pbx: StartPbx) -> None
         await asyncio.sleep(0.5)
         relay.stalled = True
         await asyncio.sleep(6)
+        held = sum(end is relay.to_asterisk for end, _ in relay.backlog)
         relay.go_on()
         await asyncio.sleep(0.5)
         r.app.messages.clear()
@@ -186,5 +193,6 @@ async def test_a_stall_of_six_seconds_costs_no_call(start_pbx: StartPbx) -> None
         assert dominant_frequency(call.peer.received_pcm(start=began, seconds=1.5)) == pytest.approx(1000, abs=2)
         end(r, leg_uuid)
         figures = (await r.report()).figures
-        # What came at once was more than 200 ms old, or more than a socket's buffer holds.
-        assert figures.caller_frames_lost + figures.caller_frames_dropped["stale"] > 250
+        # What came at once was more than 200 ms old, the last ten frames apart, or more than a socket's buffer holds.
+        assert held > SOCKET_PACKETS
+        assert figures.caller_frames_lost + figures.caller_frames_dropped["stale"] >= SOCKET_PACKETS - 15

@@ -26,7 +26,7 @@ from tools.audio.tones import dominant_frequency, tone
 from tools.process import Process
 from tools.sip.sipp import Call, Ending
 
-pytestmark = [pytest.mark.asterisk, pytest.mark.alone]
+pytestmark = pytest.mark.asterisk
 
 CALLS = 50
 TAKEN_OVER_SECONDS = 3.0
@@ -114,6 +114,7 @@ async def announced(live: Live) -> AsyncIterator[Controllers]:
         await redis.aclose()
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 async def test_fifty_calls_outlive_their_controllers(asterisk_install: AsteriskInstall, tmp_path: Path) -> None:
     async with live_system(asterisk_install, tmp_path, calls=80, standbys=1) as live, announced(live) as controllers:

@@ -19,6 +19,9 @@ from audiosocket.runtime.config import read_yaml
 _FIRST_PORT = 20_000
 _LAST_PORT = 29_999
 _UNIT = 20
+# A few ports here and there would leave no room for the hundreds of a system's RTP: they come from the end.
+_FEW = 2 * _UNIT
+_FIRST_OF_FEW = 28_000
 
 # A claim is an abstract socket name: exclusive, known to the whole machine, and given back by the kernel with the
 # process. The ports themselves cannot be held, the programs started later need them.
@@ -34,6 +37,7 @@ def free_ports(count: int) -> range:
     units = -(-count // _UNIT)
     starts = list(range(_FIRST_PORT, _LAST_PORT + 2 - units * _UNIT, _UNIT))
     random.shuffle(starts)
+    starts.sort(key=lambda start: (start < _FIRST_OF_FEW) if count <= _FEW else (start + count > _FIRST_OF_FEW))
     for start in starts:
         claims: list[socket.socket] = []
         if all(_claim(start + unit * _UNIT, claims) for unit in range(units)) and all(
