@@ -27,18 +27,19 @@ from ari_app.ari.events import (
     StasisStart,
 )
 from ari_app.ari.models import Channel
-from ari_app.call.ending import GONE_UNSEEN, of_late_report
+from ari_app.call.ending import GONE_UNSEEN
 from ari_app.call.machine import AWAY, OVER, State, Trigger
 from ari_app.call.routing import Admission, NotAdmitted, Router
 from ari_app.controller.actor import CallActor
+from ari_app.controller.late_reports import LateReports
 from ari_app.controller.live_calls import LiveCalls
 from ari_app.controller.messages import Message, MoveOrder
 from ari_app.controller.reconciliation import Reconciliation
-from ari_app.controller.story import from_ms, left_events, report_events
+from ari_app.controller.story import from_ms
 from ari_app.controller.worker_watch import WorkerWatch
 from ari_app.domain.hangup import Cause
 from ari_app.domain.ids import is_media_of, new_call_id, new_call_sid, parse
-from ari_app.errors import StoreUnavailable, TrunkbridgeError
+from ari_app.errors import TrunkbridgeError
 from ari_app.fleet.leases import Leases
 from ari_app.settings import Config
 from ari_app.store.calls import CallStore
@@ -84,10 +85,9 @@ class Controller:
         self._ari = ari
         self._leases = leases
         self._present = present
-        self._calls = calls
-        self._writer = writer
         self._router = Router(config)
         self._live = LiveCalls(config, ari, leases, present, writer)
+        self.late = LateReports(self._live, calls, writer)
         self._watch = WorkerWatch(self._live, present)
         self._reconciliation = Reconciliation(config, ari, calls, self._router, self._live, self._arrived)
         self._asterisk_started_ms = 0
@@ -330,26 +330,7 @@ class Controller:
         if self._live.begun is not None and report.call_id not in self._live.begun:
             self._early.append(report)  # it may be of a call that is not known yet
             return
-        # The call has ended without waiting for it, or under another controller: its record gets what it lacks.
-        for event in report_events(report):
-            self._writer.event(event)
-        row = self._live.unreported.get(report.call_id)
-        try:
-            row = row or await self._calls.get_call(report.call_id)
-        except StoreUnavailable as error:
-            # Reports of live calls come on the same stream: this one is not worth their waiting.
-            log.error("late_report_without_record", call_id=report.call_id, detail=str(error))
-            return
-        if row is not None and row.leg_uuid not in (None, report.leg_uuid):
-            for event in left_events(report):
-                self._writer.event(event)
-        elif row is not None and row.ended_at is not None and row.media is None:
-            self._live.unreported.pop(report.call_id, None)
-            story = self._live.story(row)
-            story.reported(report)
-            found = of_late_report(row.reason or "", report, answered=row.answered_at is not None)
-            if found is not None:
-                story.correct(found)
+        await self.late.take(report)
 
     def on_notice(self, notice: CallNotice) -> None:
         """What a worker says of a call that goes on; of one that has ended it is of no use any more."""

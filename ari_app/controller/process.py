@@ -139,6 +139,7 @@ async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: Stop
                 # A report is acknowledged only when the record that it went into is in PostgreSQL or, while that is
                 # away, safe on this machine's disk; of a call that is not adopted yet it has gone into none.
                 await controller.adopted.wait()
+                await controller.late.settled()
                 await writer.barrier()
 
             reports = ReportReader(redis, config.node, durable)
@@ -161,6 +162,7 @@ async def _serve_calls(config: Config, urls: StoreUrls, redis: Redis, stop: Stop
                         tasks.create_task(read_reports(), name="reports"),
                         tasks.create_task(reach_workers(), name="reach"),
                         tasks.create_task(controller.take_early_reports(), name="early reports"),
+                        tasks.create_task(controller.late.run(), name="late reports"),
                         tasks.create_task(commands.run(controller.on_command), name="commands"),
                         tasks.create_task(controller.renew_leases(), name="leases"),
                         tasks.create_task(marks.keep(), name="marks"),

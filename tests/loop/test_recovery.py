@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from ari_app.ari.errors import AriRejected, AriUnavailable
 from ari_app.call.machine import State
+from ari_app.controller import late_reports
 from ari_app.domain.ids import CallId, ChannelId, bridge_id
 from ari_app.errors import StoreUnavailable
 from ari_app.store.records import CallRow
@@ -48,6 +49,40 @@ async def beside(*parts: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
 
 
 # PostgreSQL away
+
+
+async def test_a_late_report_waits_for_the_records_and_nobody_waits_with_it(
+    pbx: Neighbours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late_reports, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(late_reports, "RETRY_SECONDS", 0.02)
+    await pbx.controller.on_connected()
+    pbx.reports = False
+    await up(pbx)
+    await pbx.order_hangup()
+    await pbx.over()
+    pbx.controller.live.unreported.clear()  # as for a controller that was started since
+    answers = asyncio.Event()
+    known = pbx.records.get_call
+
+    async def silent(call_id: str) -> CallRow | None:
+        await answers.wait()
+        return await known(call_id)
+
+    monkeypatch.setattr(pbx.records, "get_call", silent)
+    late = pbx.controller.late
+    (spec,) = pbx.specs.values()
+    report = pbx.report_of(spec, EndReason.APP_CLOSED)
+    for _ in range(50):
+        await pbx.controller.on_report(report)
+    settled = asyncio.create_task(late.settled())
+    async with beside(late.run):
+        await asyncio.sleep(0)
+        assert not settled.done()
+        assert pbx.records.rows[-1].media is None
+        answers.set()
+        await settled
+    assert pbx.records.rows[-1].media is not None
 
 
 async def test_calls_are_adopted_as_soon_as_postgresql_answers(pbx: Neighbours) -> None:
