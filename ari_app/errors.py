@@ -68,4 +68,4 @@ class NoCapacity(TrunkbridgeError):
 
 class NotTaken(TrunkbridgeError):
     """A media worker does not take the call that it was handed straight: `full`, `draining`, `overloaded`,
-    `worker_unreachable`, and so on. Another may."""
+    `worker_unreachable`, `worker_silent`, and so on. Another may."""

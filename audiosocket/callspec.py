@@ -395,8 +395,8 @@ class LegOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker could not leave in Redis yet, for the controller that reads one report stream. The reports go
-    there all the same once Redis is back, the notices that were told here do not."""
+    """What a worker has to tell the controller that reads one report stream, and cannot read it now: what Redis has not
+    taken yet, and what it took in the last seconds. Of all but digits the controller may hear there once more."""
 
     run: str
     """Distinguishes this run of the worker; numbers begin anew with each."""

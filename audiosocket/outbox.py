@@ -1,8 +1,10 @@
-"""What a worker has to tell controllers: left in Redis, and told straight to whoever asks while Redis does not take it.
+"""What a worker has to tell controllers: left in Redis, and told here to who cannot read there.
 
-Reports are repeated until Redis has them, and once more when Redis has lost its memory: handling one twice changes
-nothing. A notice is told once, be it through Redis or straight, and in order; one that is older than `NOTICE_SECONDS`
-is told no more.
+The worker may reach a Redis that the controller does not. So what Redis has taken a moment ago is told here too:
+handling a report or a notice twice changes nothing. Digits are the exception: they are told once, here or there.
+
+Reports are repeated until Redis has them, and once more when Redis has lost its memory. Notices keep their order; one
+that is older than `NOTICE_SECONDS` is told no more.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import islice
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import msgspec
 import redis.asyncio
@@ -28,6 +30,8 @@ REPORTS_KEPT = 1000
 """Reports that are remembered after they were stored, to be stored again in a Redis that has lost its memory."""
 KEPT_SECONDS = 60.0
 """How old such a report may be when Redis goes: a controller that runs has read it long before."""
+RETOLD_SECONDS = 10.0
+"""For how long a report that Redis has taken is told here too: within 2 s a controller knows that it has to ask."""
 REPORT_STREAM_MAX = 20_000
 """About how many reports a stream keeps when no controller reads it."""
 REPORT_FIELD = "report"
@@ -77,8 +81,12 @@ class Outbox:
         self._notices: deque[_Said] = deque()
         self._untaken: deque[_Said] = deque(maxlen=NOTICES_WAITING_MAX)
         """Notices that Redis did not take."""
+        self._told_here: deque[_Said] = deque(maxlen=NOTICES_WAITING_MAX)
+        """Notices for those who ask here, whatever becomes of them in Redis."""
         self._heard: dict[str, int] = {}
         """By stream: up to which number a controller has asked for here."""
+        self._asking: Counter[str] = Counter()
+        """By stream: controllers that wait here for an answer."""
         self._sender: asyncio.Task[None] | None = None
         self._notifier: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -104,8 +112,12 @@ class Outbox:
             return
         # Digits that a caller is sent twice are other digits.
         said = self._say(stream, msgspec.json.encode(notice), again=notice.event != "digits")
+        if said.again or self.away or self._asking[stream]:
+            self._told_here.append(said)
         if self.away:
             self._untaken.append(said)
+            return
+        if self._asking[stream] and not said.again:
             return
         self._notices.append(said)
         if self._notifier is None or self._notifier.done():
@@ -117,20 +129,23 @@ class Outbox:
         after = after if run == self._run else 0
         self._heard[stream] = after
         deadline = time.monotonic() + TOLD_SECONDS
-        while True:
-            now = time.monotonic()
-            fresh = [said for said in self._untaken if now - said.at <= NOTICE_SECONDS]
-            notices, reports = self._after(fresh, stream, after), self._after(self._reports, stream, after)
-            if notices or reports or self._closing or now >= deadline:
-                break
-            self._news.clear()
-            try:
-                async with asyncio.timeout(deadline - now):
-                    await self._news.wait()
-            except TimeoutError:
-                continue
+        with self._asked(stream):
+            while True:
+                now = time.monotonic()
+                notices = self._after(self._told_here, stream, after, now - NOTICE_SECONDS)
+                reports = self._after(self._stored, stream, after, now - RETOLD_SECONDS)
+                reports += self._after(self._reports, stream, after)
+                if notices or reports or self._closing or now >= deadline:
+                    break
+                self._news.clear()
+                try:
+                    async with asyncio.timeout(deadline - now):
+                        await self._news.wait()
+                except TimeoutError:
+                    continue
         # With more left than fits, what is left is asked for next.
-        last = min((kind[-1].number for kind in (notices, reports) if len(kind) == TOLD_ITEMS), default=self._last)
+        full = [kind[TOLD_ITEMS - 1].number for kind in (notices, reports) if len(kind) >= TOLD_ITEMS]
+        last = min(full, default=self._last)
         answer = _Answer(
             run=self._run,
             last=last,
@@ -157,6 +172,9 @@ class Outbox:
             # What nobody has asked for here, its controller hears through Redis.
             unheard = [said for said in self._untaken if said.number > self._heard.get(said.stream, 0)]
             self._untaken.clear()
+            for said in unheard:
+                if not said.again and said in self._told_here:
+                    self._told_here.remove(said)
             self._notices.extend(unheard)
             if unheard and (self._notifier is None or self._notifier.done()):
                 self._notifier = asyncio.create_task(self._send_notices(), name="registry-notices")
@@ -177,13 +195,25 @@ class Outbox:
             log.error("report_lost", waiting=lost, lost=self.reports_lost)
 
     def _say(self, stream: str, payload: bytes, *, again: bool = True) -> _Said:
+        return _Said(self._number(), time.monotonic(), stream, payload, again)
+
+    def _number(self) -> int:
         self._last += 1
         self._news.set()
-        return _Said(self._last, time.monotonic(), stream, payload, again)
+        return self._last
 
-    def _after(self, said: Iterable[_Said], stream: str, after: int) -> list[_Said]:
-        found = (each for each in said if each.number > after and each.stream == stream)
-        return list(islice(found, TOLD_ITEMS))
+    @contextmanager
+    def _asked(self, stream: str) -> Iterator[None]:
+        self._asking[stream] += 1
+        try:
+            yield
+        finally:
+            self._asking[stream] -= 1
+
+    def _after(self, said: Iterable[_Said], stream: str, after: int, since: float = 0.0) -> list[_Said]:
+        """What of `stream` has a higher number and was said since a monotonic time, in order."""
+        found = (each for each in said if each.number > after and each.stream == stream and each.at >= since)
+        return sorted(found, key=lambda each: each.number)
 
     def _send(self) -> None:
         if self._sender is None or self._sender.done():
@@ -217,8 +247,10 @@ class Outbox:
                 log.warning("notice_lost", why="Redis was away for too long")
                 continue
             if self.away:
+                if not said.again:
+                    said = replace(said, number=self._number())  # who asks here may be past the one that it had
+                    self._told_here.append(said)
                 self._untaken.append(said)
-                self._news.set()
                 continue
             try:
                 async with redis_call(Unavailable), self._redis.pipeline(transaction=False) as pipeline:
@@ -230,6 +262,5 @@ class Outbox:
                 self.redis_away()
                 if said.again:
                     self._untaken.append(said)
-                    self._news.set()
                 else:
                     log.warning("notice_lost", why=str(error))

@@ -39,9 +39,13 @@ from ari_app.domain.ids import (
 )
 from ari_app.domain.termination import Termination
 from ari_app.errors import NoCapacity, NotTaken, TrunkbridgeError
+from ari_app.fleet.direct import SILENT
 
 if TYPE_CHECKING:
     from ari_app.controller.actor import CallActor
+
+SILENT_WORKERS = 3
+"""After so many that do not answer a call is refused: this host is cut off, and each of them has taken a second."""
 
 log = structlog.get_logger(__name__)
 
@@ -136,6 +140,7 @@ class CallActions:
         row, services = self._story.row, self._services
         limit, refused = admission.application.limit, list[str]()
         gone = services.still_gone(await services.present.workers()) if services.gone else set[str]()
+        silent = 0
         while True:
             lease = await services.leases.acquire(
                 row.call_id,
@@ -156,6 +161,9 @@ class CallActions:
             except NotTaken as error:
                 self._log.warning("call_not_taken", worker=lease.worker.worker_id, why=error.reason)
                 refused.append(lease.worker.worker_id)
+                silent += error.reason == SILENT
+                if silent >= SILENT_WORKERS:
+                    raise NoCapacity("no_workers", f"{silent} do not answer: {error}") from error
 
     async def ring(self) -> Message | None:
         """Lets the caller hear ringing. A call that does not ring is no worse for it."""

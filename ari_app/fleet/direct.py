@@ -13,6 +13,8 @@ from audiosocket.callspec import DIRECT_PATH, TOLD_SECONDS, CallSpec, LegOrder, 
 
 REQUEST_SECONDS = 1.0
 """Limit of a request that the worker answers at once."""
+SILENT = "worker_silent"
+"""The reason of a request that had no answer within its time, not even that there is nobody."""
 
 
 class DirectWay:
@@ -75,8 +77,10 @@ class DirectWay:
             async with asyncio.timeout(seconds):
                 async with self._http.request(method, url, data=body, params=query, allow_redirects=False) as answer:
                     return answer.status, await answer.read()
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            why = str(error) or f"no answer within {seconds:g} s"
+        except TimeoutError as error:
+            raise Unavailable(SILENT, f"worker {worker.worker_id}: no answer within {seconds:g} s") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            why = str(error) or type(error).__name__
             raise Unavailable("worker_unreachable", f"worker {worker.worker_id}: {why}") from error
 
     @staticmethod

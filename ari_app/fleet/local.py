@@ -24,6 +24,7 @@ class KnownWorkers:
         self._closed: frozenset[str] = frozenset()
         self._listed: frozenset[str] = frozenset()
         self._shunned: dict[str, float] = {}
+        """Until when, by worker and by node."""
         self._turn = 0
 
     def see(self, workers: Iterable[WorkerInfo], closed_nodes: Iterable[str], now: float) -> None:
@@ -57,8 +58,11 @@ class KnownWorkers:
         return worker_id in self._listed
 
     def shun(self, worker_id: str, now: float) -> None:
-        """The worker did not take a call: for `SHUN_SECONDS` others are tried first."""
-        self._shunned[worker_id] = now + SHUN_SECONDS
+        """The worker does not answer: for `SHUN_SECONDS` others are tried first, those of other hosts before those of
+        its own."""
+        worker = self.get(worker_id)
+        for name in (worker_id,) if worker is None else (worker_id, worker.node):
+            self._shunned[name] = now + SHUN_SECONDS
 
     def best(
         self, pairs: Sequence[str], calls: Mapping[str, int], exclude: Collection[str], now: float
@@ -76,6 +80,7 @@ class KnownWorkers:
             open_ones[turn:] + open_ones[:turn],
             key=lambda info: (
                 self._shunned.get(info.worker_id, now) > now,
+                self._shunned.get(info.node, now) > now,
                 info.draining or info.overloaded,
                 info.pair != pairs[0],
                 calls.get(info.worker_id, 0) / max(1, info.capacity),

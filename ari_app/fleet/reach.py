@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 
 import redis.asyncio
 import structlog
@@ -73,6 +74,7 @@ class Reach:
         self._stream = report_stream(node)
         self._asked: dict[str, asyncio.Task[None]] = {}
         self._due = asyncio.Event()
+        self._look_due = asyncio.Event()
         self._ahead_us: int | None = None
         """Of Redis' clock before the monotonic one."""
 
@@ -82,7 +84,12 @@ class Reach:
         return max(before + 1, now_us)
 
     def look_now(self) -> None:
-        """Something has changed that the tasks are to see at once."""
+        """Redis does not answer."""
+        self._look_due.set()
+        self.hear_now()
+
+    def hear_now(self) -> None:
+        """There may be a worker more to be heard."""
         self._due.set()
 
     async def run(
@@ -94,22 +101,30 @@ class Reach:
         """Watches Redis, and hears workers that cannot leave there what they have to tell, for ever."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                # Of its own: nobody waits for what a Redis that does not answer takes.
+                tasks.create_task(self._watch(leases), name="look")
                 while True:
-                    await self._hand_over_left()
-                    await self._look(leases)
-                    await self._hand_over_left()
                     for worker in self._unheard():
                         if worker not in self._asked:
                             asking = self._ask(worker, on_report, on_notice)
                             self._asked[worker] = tasks.create_task(asking, name=f"ask {worker}")
-                    self._due.clear()
-                    try:
-                        async with asyncio.timeout(AWAY_SECONDS if self.presence.away else LOOK_SECONDS):
-                            await self._due.wait()
-                    except TimeoutError:
-                        continue
+                    await self._hand_over_left()
+                    await self._waited(self._due, AWAY_SECONDS)
         finally:
             self._asked.clear()
+
+    async def _watch(self, leases: ReachedLeases) -> None:
+        while True:
+            await self._look(leases)
+            await self._hand_over_left()
+            await self._waited(self._look_due, AWAY_SECONDS if self.presence.away else LOOK_SECONDS)
+
+    @staticmethod
+    async def _waited(due: asyncio.Event, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await due.wait()
+        due.clear()
 
     async def _look(self, leases: ReachedLeases) -> None:
         began = time.monotonic()
@@ -143,14 +158,16 @@ class Reach:
         if self.direct is None or not self.presence.away:
             return
         found, self.left = self.left, {}
-        for _, spec in found.values():
-            lease = self.ledger.held.get(spec.call_id)
-            worker = None if lease is None else self.known.get(lease.worker_id)
-            if worker is not None:
-                try:
-                    await self.direct.hand_over(worker, spec)
-                except (NotTaken, Unavailable) as error:
-                    log.debug("call_spec_not_handed_over", call_id=spec.call_id, why=str(error))
+        await asyncio.gather(*(self._hand_over(spec, self.direct) for _, spec in found.values()))
+
+    async def _hand_over(self, spec: CallSpec, direct: DirectWay) -> None:
+        lease = self.ledger.held.get(spec.call_id)
+        worker = None if lease is None else self.known.get(lease.worker_id)
+        if worker is not None:
+            try:
+                await direct.hand_over(worker, spec)
+            except (NotTaken, Unavailable) as error:
+                log.debug("call_spec_not_handed_over", call_id=spec.call_id, why=str(error))
 
     def _unheard(self) -> set[str]:
         """Workers of our calls that cannot leave in Redis what they have to tell."""
@@ -223,7 +240,7 @@ class ReachedLeases(Leases):
                 raise refusal from None
         reach.known.meet(lease.worker, time.monotonic())
         reach.ledger.held[call_id] = Held(lease.worker.worker_id, lease.token, application)
-        reach.look_now()
+        reach.hear_now()
         return lease
 
     async def leave_queue(self, call_id: str, application: str) -> None:

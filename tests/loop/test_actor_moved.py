@@ -12,7 +12,8 @@ from ari_app.call import moving as rules
 from ari_app.call.machine import State
 from ari_app.controller import turns, worker_watch
 from ari_app.controller.turns import Turns
-from ari_app.errors import NoCapacity
+from ari_app.errors import NoCapacity, NotTaken
+from ari_app.fleet import pulse
 from ari_app.store.present import Command
 from audiosocket.callspec import CallSpec, EndReason
 from tests.fake_call import CALLER, PATIENT_SECONDS, Fault, Neighbours, config, kind_of
@@ -398,6 +399,22 @@ async def test_whatever_fails_on_the_way_is_tried_again(step: str) -> None:
     await until(lambda: events(pbx, "moved"), "the move", PATIENT_SECONDS)
     await until(lambda: sum(kind_of(each) is not None for each in pbx.channels) == 1, "one leg")
     await hangs_up(pbx)
+
+
+@pytest.mark.parametrize(("why", "asked"), [("worker_silent", 3), ("worker_unreachable", 4), ("full", 4)])
+async def test_a_new_call_is_refused_after_three_workers_that_are_silent(why: str, asked: int) -> None:
+    pbx = fleet(spare=3)
+    pbx.faults["put_spec"] = Fault(before=raises(NotTaken(why, "scripted")), times=3)
+    if asked > 3:
+        await up(pbx)
+        await hangs_up(pbx)
+    else:
+        pbx.arrive()
+        await until(lambda: any(row.ended_at for row in pbx.records.rows), "the refusal")
+        await pbx.controller.stop()
+        row = nothing_left(pbx)
+        assert (row.result, row.reason) == ("server_error", "no_workers")
+    assert pbx.steps.count("put_spec") == asked
 
 
 async def test_turns_are_given_in_order_and_not_too_many_at_once() -> None:

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,10 +21,21 @@ from ari_app.fleet.direct import DirectWay
 from ari_app.fleet.leases import Leases
 from ari_app.fleet.reach import Reach, ReachedLeases, ReachedPresent
 from ari_app.fleet.remembered import RememberedWorkers
-from audiosocket.callspec import DIRECT_PATH, CallNotice, CallReport, CallSpec, EndReason, LegOrder, report_stream
+from audiosocket.callspec import (
+    DIRECT_PATH,
+    CallNotice,
+    CallReport,
+    CallSpec,
+    EndReason,
+    LegOrder,
+    Told,
+    notice_stream,
+    report_stream,
+)
 from audiosocket.direct_way import BODY_BYTES
 from audiosocket.direct_way import DirectWay as WorkersWay
 from audiosocket.handed_specs import HandedSpecs
+from audiosocket.outbox import Outbox
 from audiosocket.registry import Registry
 from audiosocket.runtime.process import StopSignal
 from audiosocket.runtime.stores import open_redis
@@ -76,6 +88,18 @@ class Side:
         assert lease.worker.worker_id == "gw/0"
         await self.present.put_spec(spec)
         return spec
+
+    @asynccontextmanager
+    async def cut_off(self, tmp_path: Path) -> AsyncIterator[None]:
+        """The controller alone does not reach Redis."""
+        nowhere = open_redis(StoreUrls(postgres="postgresql://x", redis=f"unix://{tmp_path}/none.sock"))
+        before, self.redis.connection_pool = self.redis.connection_pool, nowhere.connection_pool
+        try:
+            await until(lambda: self.reach.presence.away)
+            yield
+        finally:
+            self.redis.connection_pool = before
+            await nowhere.aclose()
 
     async def connect(self, spec: CallSpec) -> Asterisk:
         return await Asterisk.connect(self.worker.port, spec.leg_uuid)
@@ -177,6 +201,52 @@ async def _one(client) -> bool:
 async def _stored(client, count: int) -> bool:
     entries = await client.xrange(report_stream(NODE))
     return len({msgspec.json.decode(fields[b"report"])["call_id"] for _, fields in entries}) == count
+
+
+async def test_a_controller_that_does_not_reach_redis_hears_its_workers_which_do(tmp_path, empty_stores, redis_client):
+    async with sides(empty_stores) as side:
+        async with side.cut_off(tmp_path):
+            spec = await side.place(held=True)
+            channel = await side.connect(spec)
+            await until(lambda: any(notice.event == "connected" for notice in side.notices))
+            assert side.worker.readiness.announced
+            # What went to Redis, the controller hears all the same: of an RTP leg nothing else would tell of the end.
+            await channel.hang_up()
+            await until(lambda: [report.call_id for report in side.reports] == [spec.call_id])
+            assert await _stored(redis_client, 1)
+            assert not await side.leases.release(spec.call_id, 0)
+        await until(lambda: not side.reach.presence.away)
+        assert await leased(redis_client) == 0
+
+
+async def test_digits_are_told_once_and_all_else_may_be_told_twice(redis_client):
+    outbox, stream = Outbox(redis_client), report_stream(NODE)
+
+    def notify(event: str) -> None:
+        outbox.notify(stream, CallNotice(call_id="1", leg_uuid="1", event=event, digits="5", at_ms=1))
+
+    async def stored() -> list[str]:
+        entries = await redis_client.xrange(notice_stream(stream))
+        return [msgspec.json.decode(fields[b"notice"])["event"] for _, fields in entries]
+
+    async def all_stored() -> bool:
+        return await stored() == ["digits", "connected"]
+
+    def events(told: Told) -> list[str]:
+        return [notice.event for notice in told.notices]
+
+    notify("digits")
+    notify("connected")
+    await until(all_stored)
+    told = msgspec.json.decode(await outbox.told(stream, "", 0), type=Told)
+    assert events(told) == ["connected"]
+    asking = asyncio.create_task(outbox.told(stream, told.run, told.last))
+    await asyncio.sleep(0)
+    notify("digits")
+    told = msgspec.json.decode(await asking, type=Told)
+    assert events(told) == ["digits"]
+    assert await all_stored()
+    await outbox.close()
 
 
 async def test_one_call_waits_for_a_redis_that_hangs_and_the_next_do_not(empty_stores, servers, redis_client):

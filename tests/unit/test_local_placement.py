@@ -67,6 +67,15 @@ def test_one_that_took_no_calls_comes_last_and_a_marked_node_gets_none() -> None
     assert best(found, {}, ("b/0",), SHUN_SECONDS) == "a/1"
 
 
+def test_of_a_host_where_a_worker_does_not_answer_the_others_come_after_those_of_other_hosts() -> None:
+    found = known(worker("a/0"), worker("a/1"), worker("b/0", pair="east"))
+    found.shun("a/0", 0.0)
+    assert best(found, {}) == "b/0"
+    assert best(found, {}, ("b/0",)) == "a/1"
+    assert best(found, {}, ("b/0", "a/1")) == "a/0"
+    assert best(found, {"a/1": 1}, (), SHUN_SECONDS) == "a/0"
+
+
 def test_a_redis_that_lost_its_memory_is_not_believed_at_once() -> None:
     found = known(worker("a/0"), worker("a/1"))
     found.see([worker("a/1", active=4)], (), 1.0)
