@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-STOP_SECONDS = 15.0
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
 _GUARDED = Path(__file__).with_name("asterisk") / "guarded.py"
 _TAIL_LINES = 15
 
@@ -59,7 +60,7 @@ class Process:
         """Whether the process lives."""
         return self._process is not None and self._process.returncode is None
 
-    async def start(self, seconds: float = 30.0) -> None:
+    async def start(self, seconds: float = START_SECONDS) -> None:
         """Starts the process and waits for its sign of readiness. Raises `ProcessFailed`."""
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0

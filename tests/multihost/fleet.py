@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from ari_app.store.migrate import migrate
 from ari_app.store.postgres import open_pool
 from ari_app.store.records import CallRow
 from audiosocket.runtime.stores import open_redis
-from tests.multihost.hosts import Host, Network, machines_network
+from tests.multihost.hosts import PATIENCE_SECONDS, SILENCE_SECONDS, Host, Network, machines_network
+from tests.multihost.standstills import Standstills
 from tests.multihost.stores import StoresOnHost
 from tests.multihost.tunnels import CARRIER_ADDRESS, PRIVATE_NETWORK, PrivateLink, TrunkVpn
 from tests.worker_rig import until
@@ -72,11 +74,22 @@ class Pbx:
         )
         await self.controllers[-1].start()
 
+    async def start_controllers(self) -> None:
+        """The active controller, and one that stands by. They wait for Asterisk."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.start_controller())
+            await until(self._any_active, "a controller that is the active one", PATIENCE_SECONDS)
+            tasks.create_task(self.start_controller())
+
+    def _any_active(self) -> bool:
+        return any("controller_active" in controller.text() for controller in self.controllers)
+
     async def switch_controllers(self) -> None:
         """The active controller is stopped, which makes the next one active, and another one stands by."""
         began = time.monotonic()
         await self.controllers.pop(0).stop()
-        await until(lambda: "controller_ready" in self.controllers[0].text(), "the standby's readiness")
+        ready = self.controllers[0].text
+        await until(lambda: "controller_ready" in ready(), "the standby's readiness", PATIENCE_SECONDS)
         self.switched.append((began, time.monotonic()))
         await self.start_controller()
 
@@ -102,11 +115,13 @@ class Fleet:
     link: PrivateLink
     vpn: TrunkVpn
     stores: StoresOnHost
-    application: Process
+    standstills: Standstills
     before_vpn: dict[str, str]
     """What became of a connection from each PBX host to the application host while it had no VPN yet."""
     machines_network: list[str]
     """`hosts.machines_network()` before there was a host."""
+    cluster_secret: Path
+    """File with the secret that all hosts share, made for this run."""
     pbx: dict[int, Pbx] = field(default_factory=dict)
     gateway: dict[int, Gateway] = field(default_factory=dict)
     _callers: int = 0
@@ -124,14 +139,18 @@ class Fleet:
         finally:
             await pool.close()
 
-    async def closed(self, calls: Sequence[Call], seconds: float = 20.0) -> list[CallRow]:
-        """The records of these calls, once all are closed."""
-        async with asyncio.timeout(seconds):
+    async def closed(self, calls: Sequence[Call]) -> list[CallRow]:
+        """The records of these calls, once all are closed; fails when one has another record besides."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
-                rows = {row.caller: row for row in await self.records() if row.ended_at is not None}
+                records = await self.records()
+                rows = {row.caller: row for row in records if row.ended_at is not None}
                 if all(call.caller in rows for call in calls):
-                    return [rows[call.caller] for call in calls]
+                    break
                 await asyncio.sleep(0.2)
+        counts = Counter(row.caller for row in records)
+        assert {call.caller: counts[call.caller] for call in calls} == {call.caller: 1 for call in calls}
+        return [rows[call.caller] for call in calls]
 
     async def record(self, call: Call) -> CallRow:
         """The record of a call, once it is closed."""
@@ -147,7 +166,7 @@ class Fleet:
 
     async def until_registered(self, workers: set[str]) -> None:
         """Waits until these workers and no others are alive in Redis."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while await self.registered() != workers:
                 await asyncio.sleep(0.1)
 
@@ -168,15 +187,16 @@ class Fleet:
         await self.link.join(host)
         await asyncio.gather(*(worker.start() for worker in self.gateway[pair].workers))
         await self.all_registered()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             for pbx in self.pbx.values():
-                while await pbx.host.tries(self.link.addresses[host.name], MEDIA_PORT) != "connected":
+                while await pbx.host.tries(self.link.addresses[host.name], MEDIA_PORT, SILENCE_SECONDS) != "connected":
                     pass
 
-    async def nothing_left(self, seconds: float = 20.0) -> None:
+    async def nothing_left(self) -> None:
         """Waits until no channel, bridge, lease or session is left, on any host; fails when one stays."""
         left: dict[str, Any] = {}
-        for _ in range(int(seconds / 0.25)):
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
             for pair in PAIRS:
                 asterisk = self.pbx[pair].asterisk
                 left[f"channels {pair}"] = await _lines(asterisk, "core show channels concise")
@@ -229,26 +249,35 @@ async def running_fleet(install: AsteriskInstall, folder: Path) -> AsyncIterator
         pbx_hosts = [network[name] for name in pbx_names]
         private = [*pbx_hosts, *(network[name] for name in gateway_names), network["store"]]
         link, vpn = PrivateLink(private), TrunkVpn(network["carrier"], pbx_hosts, private)
-        await link.start()
-        application = await _start_application(network["app"])
-        before = {host.name: await host.tries(network["app"].address, APP_PORT) for host in pbx_hosts}
-        await vpn.start()
-        async with StoresOnHost(folder / "stores", network["store"], link.addresses["store"]) as stores:
-            await migrate(stores.urls)
-            fleet = Fleet(network, link, vpn, stores, application, before, untouched)
-            async with RtpTicker() as ticker:
-                try:
-                    await _start_nodes(fleet, install, ticker)
-                    yield fleet
-                finally:
-                    await _stop_nodes(fleet)
+        stores = StoresOnHost(folder / "stores", network["store"], link.addresses["store"])
+        secret = folder / "cluster-secret"
+        fleet = Fleet(network, link, vpn, stores, Standstills(), {}, untouched, secret)
+        async with RtpTicker() as ticker, fleet.standstills.watched():
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(_start_private(fleet))
+                    tasks.create_task(_start_trunk(fleet, pbx_hosts))
+                await _start_nodes(fleet, install, ticker)
+                yield fleet
+            finally:
+                await _stop_nodes(fleet)
+                await stores.stop()
 
 
-async def _start_application(host: Host) -> Process:
+async def _start_private(fleet: Fleet) -> None:
+    """The private link, and the stores on it."""
+    await fleet.link.start()
+    await fleet.stores.start()
+    await migrate(fleet.stores.urls)
+
+
+async def _start_trunk(fleet: Fleet, pbx_hosts: Sequence[Host]) -> None:
+    """The application, and the carrier's VPN, which takes the PBX hosts' way to it."""
+    host = fleet.network["app"]
     argv = [sys.executable, "-m", "tools.apps.echo", "--listen", f"{host.address}:{APP_PORT}"]
-    application = host.process("echo", argv, "listening on")
-    await application.start()
-    return application
+    await host.process("echo", argv, "listening on").start()
+    fleet.before_vpn.update({pbx.name: await pbx.tries(host.address, APP_PORT) for pbx in pbx_hosts})
+    await fleet.vpn.start()
 
 
 async def _start_nodes(fleet: Fleet, install: AsteriskInstall, ticker: RtpTicker) -> None:
@@ -258,14 +287,11 @@ async def _start_nodes(fleet: Fleet, install: AsteriskInstall, ticker: RtpTicker
     async with asyncio.TaskGroup() as tasks:
         for pbx in fleet.pbx.values():
             tasks.create_task(pbx.asterisk.start())
+            tasks.create_task(pbx.start_controllers())
+            tasks.create_task(pbx.carrier.start())
         for gateway in fleet.gateway.values():
             for worker in gateway.workers:
                 tasks.create_task(worker.start())
-    async with asyncio.TaskGroup() as tasks:
-        for pbx in fleet.pbx.values():
-            tasks.create_task(pbx.start_controller())
-            tasks.create_task(pbx.carrier.start())
-    await asyncio.gather(*(pbx.start_controller() for pbx in fleet.pbx.values()))
     await fleet.all_registered()
 
 
@@ -336,6 +362,7 @@ def _node(fleet: Fleet, host: Host, pair: int) -> dict[str, Any]:
         "node": host.name,
         "pair": f"pair-{pair}",
         "state_dir": "state",
+        "cluster_secret": {"file": str(fleet.cluster_secret)},
         "store": {"postgres": f"postgresql://trunkbridge@{store}/trunkbridge", "redis": f"redis://{store}:6379/0"},
     }
 

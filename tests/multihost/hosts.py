@@ -15,7 +15,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -24,7 +26,11 @@ from tools.namespace import Namespace, system_program
 from tools.process import Process, guarded, send_signal
 
 ROUTER = "net"
-COMMAND_SECONDS = 20.0
+COMMAND_SECONDS = 60.0
+SILENCE_SECONDS = 1.5
+"""After so long without any answer a connection is taken to be to nowhere, where that is what is expected."""
+PATIENCE_SECONDS = 60.0
+"""How long a test waits for what is to come; nothing is concluded from how long it took."""
 
 _CUTS = """
 table inet cuts {
@@ -61,7 +67,11 @@ class Host:
             start_new_session=True,
         )
         ours = os.readlink("/proc/self/ns/net")
-        await until(lambda: self._holder.returncode is not None or _network(self.pid) not in ("", ours), self.name)
+        await until(
+            lambda: self._holder.returncode is not None or _network(self.pid) not in ("", ours),
+            self.name,
+            PATIENCE_SECONDS,
+        )
         self.run("ip", "link", "set", "lo", "up")
 
     async def stop(self) -> None:
@@ -98,8 +108,8 @@ class Host:
         self.processes.append(made)
         return made
 
-    async def tries(self, address: str, port: int, seconds: float = 1.5) -> str:
-        """What becomes of a TCP connection from here to there: `connected`, `refused`, or `silence`."""
+    async def tries(self, address: str, port: int, seconds: float = PATIENCE_SECONDS) -> str:
+        """What becomes of a TCP connection from here to there: `connected`, `refused`, or, for `seconds`, `silence`."""
         connection = self.namespace.tcp_socket()
         try:
             async with asyncio.timeout(seconds):
@@ -111,6 +121,19 @@ class Host:
             return "silence"
         finally:
             connection.close()
+
+
+@dataclass
+class Cut:
+    """A cut of paths, with its monotonic times."""
+
+    began: float
+    ended: float | None = None
+    """When it was mended; None: not yet."""
+
+    async def lasted(self, seconds: float) -> None:
+        """Returns when it is so old."""
+        await asyncio.sleep(max(0.0, self.began + seconds - time.monotonic()))
 
 
 class Network:
@@ -125,8 +148,8 @@ class Network:
         try:
             await self.router.start()
             self.router.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+            await asyncio.gather(*(host.start() for host in self.hosts.values()))
             for host in self.hosts.values():
-                await host.start()
                 self._plug_in(host)
         except BaseException:
             await asyncio.shield(self._stop())
@@ -141,15 +164,37 @@ class Network:
     def __getitem__(self, name: str) -> Host:
         return self.hosts[name]
 
-    def cut(self, one: str, other: str) -> float:
-        """From now on nothing passes between two hosts; the monotonic time of that."""
-        self._cuts.add(frozenset((one, other)))
-        return self._apply()
+    @asynccontextmanager
+    async def cut(self, *paths: tuple[str, str], seconds: float | None = None) -> AsyncIterator[Cut]:
+        """Nothing passes between the two hosts of each path: for so long, or until the end of the block.
 
-    def mend(self, one: str, other: str) -> float:
-        """Undoes `cut`."""
-        self._cuts.remove(frozenset((one, other)))
-        return self._apply()
+        The block ends after the cut. One that takes longer sees a path that is mended, and no cut that is longer than
+        it was to be.
+        """
+        cut = Cut(time.monotonic())
+        self._cuts.update(map(frozenset, paths))
+        self._apply()
+
+        def mend() -> None:
+            self._cuts.difference_update(map(frozenset, paths))
+            self._apply()
+            cut.ended = time.monotonic()
+
+        async def mend_later(seconds: float) -> None:
+            await cut.lasted(seconds)
+            mend()
+
+        mending = None if seconds is None else asyncio.create_task(mend_later(seconds), name="mend")
+        try:
+            yield cut
+            if mending is not None:
+                await mending
+        finally:
+            if mending is not None:
+                mending.cancel()
+                await asyncio.gather(mending, return_exceptions=True)
+            if cut.ended is None:
+                mend()
 
     def unplug(self, name: str) -> None:
         """The host's cable is pulled."""
@@ -170,18 +215,17 @@ class Network:
         host.run("ip", "link", "set", "eth0", "up")
         host.run("ip", "route", "add", "default", "via", host.gateway)
 
-    def _apply(self) -> float:
+    def _apply(self) -> None:
         rules = _CUTS
         for one, other in map(sorted, self._cuts):
             for source, target in ((one, other), (other, one)):
                 addresses = self.hosts[source].address, self.hosts[target].address
                 rules += "add rule inet cuts forward ip saddr {} ip daddr {} drop\n".format(*addresses)
         self.router.run("nft", "-f", "-", given=rules)
-        return time.monotonic()
 
     async def _stop(self) -> None:
-        for host in (*reversed(self.hosts.values()), self.router):
-            await host.stop()
+        await asyncio.gather(*(host.stop() for host in self.hosts.values()))
+        await self.router.stop()
 
 
 def machines_network() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from ari_app.store.embedded import EmbeddedStores
@@ -17,6 +18,20 @@ class StoresOnHost(EmbeddedStores):
         super().__init__(state_dir)
         self._host = host
         self._address = address
+
+    async def restart_redis(self, away_seconds: float) -> None:
+        """Redis is stopped, and comes back with nothing in it."""
+        await self._restart(self.redis, away_seconds)
+
+    async def restart_postgres(self, away_seconds: float) -> None:
+        """PostgreSQL is stopped, and comes back."""
+        await self._restart(self.postgres, away_seconds)
+
+    async def _restart(self, server: Server, away_seconds: float) -> None:
+        await server.stop()
+        await asyncio.sleep(away_seconds)
+        server.start()
+        await self.ready()
 
     def _redis_server(self, binary: Path, user: ServerUser) -> Server:
         options = ["--port", "6379", "--bind", self._address, "--protected-mode", "no"]

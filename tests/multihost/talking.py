@@ -9,61 +9,69 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from tests.multihost.fleet import PAIRS, Fleet
+from tests.multihost.hosts import PATIENCE_SECONDS
 from tools.audio.tones import dominant_frequency, tone
 from tools.sip.sipp import Call, CallAborted, CallRefused, Ending
 
 NEAR_HZ = 5
 """How far from a tone its echo may seem to be."""
+TONE_SECONDS = 0.7
+HEARD_TIMES = 2
+HEARD_SECONDS = 0.5
+"""Of a tone, so much is enough to know it by."""
 
 
 async def talking(fleet: Fleet, pair: int, count: int = 1) -> list[Call]:
     """Calls to the pair's PBX that are answered and hear themselves."""
     calls = [fleet.call(pair) for _ in range(count)]
-    await asyncio.gather(*(call.answered() for call in calls))
-    assert await all_hear_themselves(calls)
+    await asyncio.gather(*(call.answered(PATIENCE_SECONDS) for call in calls))
+    await hear_themselves(calls)
     return calls
 
 
-async def hears_itself(call: Call, hz: float, seconds: float = 1.0) -> bool:
-    """Whether the application's echo of a tone comes back to the caller."""
-    began = time.monotonic()
-    call.peer.play(tone(hz, seconds))
-    await asyncio.sleep(seconds + 0.5)
-    heard = call.peer.received_pcm(start=began + 0.2, seconds=seconds)
+async def hear_themselves(calls: Sequence[Call]) -> None:
+    """Waits until the application's echo of a tone of his own comes back to each caller; fails when a call ends."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await asyncio.gather(*(_hears_itself(call, 400 + 50 * number) for number, call in enumerate(calls)))
+
+
+async def _hears_itself(call: Call, hz: float) -> None:
+    while not await _hears(call, hz):
+        assert call.ending is None, f"{call.caller}: {call.ending}, {call.reason}"
+
+
+async def _hears(call: Call, hz: float) -> bool:
+    """Whether the caller hears a tone that he makes."""
+    call.peer.play(tone(hz, TONE_SECONDS))
+    await asyncio.sleep(TONE_SECONDS + 0.1)
+    heard = call.peer.received_pcm(start=time.monotonic() - HEARD_SECONDS, seconds=HEARD_SECONDS)
     return call.ending is None and abs(dominant_frequency(heard) - hz) < NEAR_HZ
-
-
-async def all_hear_themselves(calls: Sequence[Call]) -> bool:
-    """Whether each caller hears a tone of his own."""
-    return all(await asyncio.gather(*(hears_itself(call, 400 + 50 * number) for number, call in enumerate(calls))))
-
-
-async def hear_themselves_again(calls: Sequence[Call], seconds: float) -> None:
-    """Waits until all callers hear themselves; fails when they do not within `seconds`."""
-    async with asyncio.timeout(seconds):
-        while not await all_hear_themselves(calls):
-            assert [call.reason for call in calls if call.ending is not None] == []
 
 
 async def hang_up(calls: Sequence[Call]) -> None:
     """Every caller hangs up."""
-    await asyncio.gather(*(call.hang_up() for call in calls))
-
-
-async def until_after(since: float, seconds: float) -> None:
-    """Returns so long after a monotonic time."""
-    await asyncio.sleep(max(0.0, since + seconds - time.monotonic()))
+    await asyncio.gather(*(call.hang_up(PATIENCE_SECONDS) for call in calls))
 
 
 @dataclass
 class Load:
-    """Calls that come to every PBX, one after the other; each has a tone of its own and hears it back all the time."""
+    """Calls that come to every PBX, one after the other; each has a tone of its own, and hangs up when it has heard it
+    `HEARD_TIMES` and talked for `hold_seconds`."""
 
     fleet: Fleet
     every_seconds: float
     hold_seconds: float
     calls: list[Call] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    heard: int = 0
+    """How often callers heard themselves."""
+    silent: int = 0
+    """How often they did not, though they had before."""
+
+    def answer_seconds(self, since: float, to: float) -> list[float]:
+        """From INVITE to 200, of the calls that came between two monotonic times, in order."""
+        times = [(call.invited_at or 0.0, call.answered_at) for call in self.calls]
+        return [answered - invited for invited, answered in times if since <= invited <= to and answered is not None]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Load]:
@@ -88,16 +96,19 @@ class Load:
     async def _converse(self, call: Call, hz: float) -> None:
         self.calls.append(call)
         try:
-            await call.answered()
+            await call.answered(PATIENCE_SECONDS)
         except (CallRefused, CallAborted, TimeoutError) as error:
             self.failures.append(f"{call.caller} at {time.monotonic():.1f}: {error!r}")
             return
-        began = time.monotonic()
-        call.peer.play(tone(hz, self.hold_seconds))
-        await until_after(began, self.hold_seconds)
-        if await call.hang_up() is not Ending.BY_US:
+        began, heard = time.monotonic(), 0
+        while call.ending is None and (heard < HEARD_TIMES or time.monotonic() < began + self.hold_seconds):
+            if time.monotonic() > began + PATIENCE_SECONDS:
+                self.failures.append(f"{call.caller} at {time.monotonic():.1f}: hears nothing")
+                break
+            if await _hears(call, hz):
+                heard += 1
+            elif heard:
+                self.silent += 1
+        self.heard += heard
+        if await call.hang_up(PATIENCE_SECONDS) is not Ending.BY_US:
             self.failures.append(f"{call.caller} at {time.monotonic():.1f}: {call.ending}, {call.reason}")
-        for second in range(1, int(self.hold_seconds)):
-            heard = dominant_frequency(call.peer.received_pcm(start=began + second, seconds=1.0))
-            if abs(heard - hz) >= NEAR_HZ:
-                self.failures.append(f"{call.caller}: heard {heard:.0f} instead of {hz} Hz in second {second}")

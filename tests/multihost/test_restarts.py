@@ -11,10 +11,14 @@ from tests.multihost.fleet import PAIRS, Fleet
 from tests.multihost.talking import Load
 from tools.process import Process
 
-pytestmark = [pytest.mark.multihost, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.multihost, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(500)]
 
 EVERY_SECONDS = 0.5
 HOLD_SECONDS = 3.0
+AWAY_SECONDS = 3.0
+"""How long a store is away: so long that calls begin and end meanwhile."""
+SETTLE_SECONDS = 2.0
+"""Calls that come when it is back, before the next one goes."""
 
 
 async def restart(fleet: Fleet, process: Process) -> None:
@@ -25,7 +29,7 @@ async def restart(fleet: Fleet, process: Process) -> None:
     await fleet.all_registered()
 
 
-async def test_workers_and_controllers_restarted_in_turn_lose_no_call(fleet: Fleet) -> None:
+async def test_workers_controllers_and_stores_restarted_in_turn_lose_no_call(fleet: Fleet) -> None:
     async with Load(fleet, EVERY_SECONDS, HOLD_SECONDS).running() as load:
         await asyncio.sleep(HOLD_SECONDS)
         for pair in PAIRS:
@@ -33,6 +37,10 @@ async def test_workers_and_controllers_restarted_in_turn_lose_no_call(fleet: Fle
                 await restart(fleet, worker)
             for _ in fleet.pbx[pair].controllers:
                 await fleet.pbx[pair].switch_controllers()
+        for restarted in (fleet.stores.restart_postgres, fleet.stores.restart_redis):
+            await restarted(AWAY_SECONDS)
+            await fleet.all_registered()
+            await asyncio.sleep(SETTLE_SECONDS)
         await asyncio.sleep(HOLD_SECONDS)
     rows = await fleet.closed(load.calls)
     odd = [(row.caller, row.reason, row.detail, row.worker_id) for row in rows if row.reason != "caller_hangup"]
@@ -41,6 +49,7 @@ async def test_workers_and_controllers_restarted_in_turn_lose_no_call(fleet: Fle
     unseen = {call.caller for call in load.calls for since, to in switched if since <= (call.ended_at or 0) <= to}
     assert (load.failures, [row for row in odd if row[0] not in unseen or row[1] != "gone_unseen"]) == ([], [])
     assert switched
+    assert load.silent < load.heard
     assert {row.result for row in rows if row.reason == "caller_hangup"} == {"success"}
     carried = Counter(row.worker_id for row in rows)
     assert set(carried) == {worker for gateway in fleet.gateway.values() for worker in gateway.worker_ids}

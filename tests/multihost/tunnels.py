@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.multihost.hosts import Host
+from tests.multihost.hosts import PATIENCE_SECONDS, Host
 from tests.worker_rig import until
 from tools.namespace import system_program
 from tools.process import Process
@@ -34,8 +34,7 @@ class PrivateLink:
         """Brings the link up on every host."""
         for host in self._hosts:
             self._keys[host.name] = host.run("wg", "genkey").strip()
-        for host in self._hosts:
-            await self.join(host)
+        await asyncio.gather(*(self.join(host) for host in self._hosts))
 
     async def join(self, host: Host) -> None:
         """Brings the link up on one host."""
@@ -121,7 +120,8 @@ class TrunkVpn:
                 settings += f"    route {host.address} 255.255.255.255 net_gateway\n"
         await self._start_openvpn(client, settings)
         address = self.addresses[client.name]
-        await until(lambda: address in client.run("ip", "address", "show", "dev", "tun0"), f"{client.name}: {address}")
+        shown = ("ip", "address", "show", "dev", "tun0")
+        await until(lambda: address in client.run(*shown), f"{client.name}: {address}", PATIENCE_SECONDS)
 
     async def _start_openvpn(self, host: Host, settings: str) -> None:
         files = {"ca": "ca.crt", "cert": f"{host.name}.crt", "key": f"{host.name}.key"}

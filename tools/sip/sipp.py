@@ -27,7 +27,7 @@ from tools.sip.rtp_peer import Codec, RtpPeer, RtpTicker
 
 SCENARIO = Path(__file__).parent / "scenarios" / "carrier.xml"
 END_OF_COMMAND = b"\x1b"
-START_SECONDS = 5.0
+START_SECONDS = 30.0
 STOP_SECONDS = 5.0
 EVENT_MAX_BYTES = 65536
 ERRORS_EVERY_SECONDS = 0.1
