@@ -13,7 +13,6 @@ from ari_app.call.machine import State
 from ari_app.controller import turns, worker_watch
 from ari_app.controller.turns import Turns
 from ari_app.errors import NoCapacity, NotTaken
-from ari_app.fleet import pulse
 from ari_app.store.present import Command
 from audiosocket.callspec import CallSpec, EndReason
 from tests.fake_call import CALLER, PATIENT_SECONDS, Fault, Neighbours, config, kind_of
