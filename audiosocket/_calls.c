@@ -1,11 +1,6 @@
-/* A call's frames from socket to message and back: the usual case of Session (audiosocket/session.py) and of
- * AudioSocketLeg (audiosocket/legs/audiosocket.py). */
+/* A call's frames to message and back: the usual case of Session (audiosocket/session.py). */
 #include "_frames.h"
-#include <errno.h>
-#include <sys/socket.h>
 
-#define HEADER_BYTES 3
-#define FRAME_ROOM 1024 /* of an AudioSocket frame of ours: 963 bytes at 24 kHz */
 #define PIECE_ROOM 8192 /* of samples that are made into a message without a Python object between */
 #define MESSAGE_ROOM 16384 /* of a message that is written where it is sent from */
 
@@ -41,7 +36,7 @@ static int send_media(session *self, media_messages *messages, const uint8_t *au
         Py_DECREF(out);
         return failed;
     }
-    PyObject *message = room < 0 ? NULL : PyBytes_FromStringAndSize(NULL, room);
+    PyObject *message = room < 0 || gate_let_go() < 0 ? NULL : PyBytes_FromStringAndSize(NULL, room);
     if (message == NULL) return -1;
     char *start = PyBytes_AS_STRING(message);
     _PyBytes_Resize(&message, put_media_message(messages, start, audio, size) - start);
@@ -58,18 +53,21 @@ int session_caller_audio(session *self, PyObject *payload) {
     Py_ssize_t rest = is_bytes(self->rest) ? PyBytes_GET_SIZE(self->rest) : PIECE_ROOM;
     Py_ssize_t size = is_bytes(payload) && is_bytes(self->samples) ? PyBytes_GET_SIZE(payload) : 0;
     Py_ssize_t made = size && PyBytes_GET_SIZE(self->samples) == 512 ? 2 * size : size;
-    if (!size || messages == NULL || !self->flowing || self->app_blocked || self->recorder != Py_None
+    if (!size || messages == NULL || (self->open && !self->flowing) || self->app_blocked || self->recorder != Py_None
         || !is_a(self->turns, &turns_type) || ((turns *)self->turns)->heard == NULL
-        || size > PIECE_ROOM / 4 || rest > PIECE_ROOM / 2 || rest + made > self->app_frame_bytes || made & 1)
+        || size > PIECE_ROOM / 4 || rest > PIECE_ROOM / 2 || rest + made > self->app_frame_bytes || made & 1) {
+        if (gate_let_go() < 0) return -1; /* what has been sent before is not to be overtaken */
         return done(refer_to(SESSION_CALLER_AUDIO, (PyObject *)self, payload, NULL));
-    memcpy(piece, PyBytes_AS_STRING(self->rest), rest);
-    rest += put_samples(piece + rest, payload, self->samples);
+    }
     self->caller_frames++;
     self->gap_ticks = 0;
+    if (!self->flowing) return done(PyObject_CallMethod((PyObject *)self, "_flow", NULL));
+    memcpy(piece, PyBytes_AS_STRING(self->rest), rest);
+    rest += put_samples(piece + rest, payload, self->samples);
     turns *listening = (turns *)self->turns;
     if (listening->heard == Py_None) {
         put_object(&listening->heard, Py_NewRef(payload));
-    } else if (done(PyObject_CallMethod(self->turns, "hear_more", "O", payload)) < 0) {
+    } else if (turns_hear_more(listening, payload) < 0) {
         return -1;
     }
     int whole = rest == self->app_frame_bytes;
@@ -79,6 +77,52 @@ int session_caller_audio(session *self, PyObject *payload) {
         put_object(&self->rest, left);
     }
     return whole ? send_media(self, messages, piece, rest) : 0;
+}
+
+static void note_stall(session *self, long long frames) {
+    if (self->ticks - self->stall_tick <= constants[GAP_TICKS]) {
+        long long further = frames > self->stall_frames ? frames - self->stall_frames : 0;
+        if (frames > self->stall_frames) self->stall_frames = frames;
+        frames = further;
+    } else {
+        self->stalls++;
+        self->stall_frames = frames;
+    }
+    self->stall_tick = self->ticks;
+    playout_note_stall((playout *)self->playout, frames);
+}
+
+/* Session.caller_backlog, where no frame is too old: how many are, or -1. */
+Py_ssize_t session_caller_backlog(session *self, Py_ssize_t frames) {
+    long long since = self->ticks - self->filled_tick, owed = since <= constants[LATE_TICKS] ? self->owed : 0;
+    long long left = owed - frames + 1 > 0 ? owed - frames + 1 : 0;
+    if (self->caller_frames - self->filled_frames + frames - since <= constants[STALL_TICKS]) owed = 0;
+    int late = frames > constants[STALL_TICKS] || owed;
+    if (frames < 1 || !is_a(self->playout, &playout_type)
+        || (late && (frames > constants[STALE_FRAMES] || (frames > 1 && owed > constants[STALE_FRAMES])))) {
+        PyObject *number = PyLong_FromSsize_t(frames);
+        PyObject *stale = number == NULL ? NULL : refer_to(SESSION_CALLER_BACKLOG, (PyObject *)self, number, NULL);
+        frames = stale == NULL ? -1 : PyLong_AsSsize_t(stale);
+        Py_XDECREF(number);
+        Py_XDECREF(stale);
+        return frames;
+    }
+    self->owed = left;
+    if (self->ticks > constants[GAP_TICKS]) {
+        if (late) {
+            note_stall(self, frames > owed ? frames : owed);
+        } else if (frames > 1) {
+            playout_note_stall((playout *)self->playout, frames - 1);
+        }
+    }
+    return 0;
+}
+
+static PyObject *caller_backlog(PyObject *self, PyObject *argument) {
+    Py_ssize_t frames = PyLong_AsSsize_t(argument);
+    if (frames == -1 && PyErr_Occurred()) return NULL;
+    frames = session_caller_backlog((session *)self, frames);
+    return frames < 0 ? NULL : PyLong_FromSsize_t(frames);
 }
 
 static PyObject *caller_audio(PyObject *self, PyObject *payload) {
@@ -115,7 +159,7 @@ session *session_of(PyObject *bound) {
     return (session *)PyCFunction_GET_SELF(bound);
 }
 
-static PyObject *refer_tick(enum reference which, PyObject *self, long long missed) {
+PyObject *refer_tick(enum reference which, PyObject *self, long long missed) {
     PyObject *number = PyLong_FromLongLong(missed);
     if (number == NULL) return NULL;
     PyObject *result = refer_to(which, self, number, NULL);
@@ -127,29 +171,55 @@ static int is_empty(PyObject *sized) {
     return sized != NULL && (PyList_CheckExact(sized) ? PyList_GET_SIZE(sized) : PyObject_Size(sized)) == 0;
 }
 
-/* One tick. The frame is the object that is returned, or lies in `out` (FRAME_ROOM) when `*size` is over 0. NULL and a
- * size of 0: an exception. */
-static PyObject *session_tick(session *self, long long missed, uint8_t *out, Py_ssize_t *size) {
-    *size = 0;
+/* Whether one tick may be done here. */
+static int is_usual_tick(session *self, long long gap_ticks) {
     playout *queue = (playout *)self->playout;
-    if (missed || self->held || !self->first_audio || self->recorder != Py_None || !is_a(self->playout, &playout_type)
-        || !is_a(self->turns, &turns_type) || !is_empty(queue->marks) || !is_empty(self->held_marks)
-        || (self->open && self->gap_ticks + 1 >= constants[GAP_TICKS]) || !is_bytes(self->header))
-        return refer_tick(SESSION_TICK, (PyObject *)self, missed);
-    self->ticks++;
-    if (self->open) self->gap_ticks++;
-    PyObject *frame = playout_tick(queue);
-    if (frame == NULL) return NULL;
-    if (turns_tick((turns *)self->turns, self->ticks, frame) < 0) {
-        Py_DECREF(frame);
+    return !self->held && self->recorder == Py_None && is_a(self->playout, &playout_type)
+        && is_a(self->turns, &turns_type) && is_empty(queue->marks) && is_empty(self->held_marks)
+        && !(self->open && gap_ticks + 1 >= constants[GAP_TICKS]) && is_bytes(self->header)
+        && is_bytes(self->silence_frame) && 0 < PyBytes_GET_SIZE(self->silence_frame)
+        && PyBytes_GET_SIZE(self->silence_frame) <= FRAME_ROOM
+        && queue->frame_bytes + PyBytes_GET_SIZE(self->header) <= FRAME_ROOM;
+}
+
+/* A frame without audio of the application's. */
+static PyObject *nothing_played(session *self, uint8_t *out, Py_ssize_t *size) {
+    playout *queue = (playout *)self->playout;
+    if (!is_bytes(queue->cut_off) || PyBytes_GET_SIZE(queue->cut_off) > queue->frame_bytes
+        || (self->prompt != Py_None && !PyBytes_GET_SIZE(queue->cut_off)))
+        return PyObject_CallMethod((PyObject *)self, "_nothing_played", NULL);
+    Py_ssize_t ending = PyBytes_GET_SIZE(queue->cut_off), header = PyBytes_GET_SIZE(self->header);
+    PyObject *none = ending ? PyBytes_FromStringAndSize(NULL, 0) : NULL;
+    if (ending && none == NULL) return NULL;
+    self->silence_played++;
+    if (!ending) {
+        *size = PyBytes_GET_SIZE(self->silence_frame);
+        memcpy(out, PyBytes_AS_STRING(self->silence_frame), *size);
         return NULL;
     }
+    *size = header + queue->frame_bytes;
+    memset(out, 0, *size);
+    memcpy(out, PyBytes_AS_STRING(self->header), header);
+    memcpy(out + header, PyBytes_AS_STRING(queue->cut_off), ending);
+    put_object(&queue->cut_off, none);
+    return NULL;
+}
+
+/* Session._tick, where `is_usual_tick`. The frame is the object that is returned, or lies in `out` (FRAME_ROOM) when
+ * `*size` is over 0. NULL and a size of 0: an exception. */
+static PyObject *one_tick(session *self, uint8_t *out, Py_ssize_t *size) {
+    *size = 0;
+    if (self->open) self->gap_ticks++;
+    PyObject *frame = playout_tick((playout *)self->playout);
+    if (frame == NULL) return NULL;
+    if (turns_tick((turns *)self->turns, self->ticks, frame) < 0) goto failed;
     if (frame == Py_None) {
         Py_DECREF(frame);
-        if (self->prompt != Py_None || !is_bytes(queue->cut_off) || PyBytes_GET_SIZE(queue->cut_off))
-            return PyObject_CallMethod((PyObject *)self, "_nothing_played", NULL);
-        self->silence_played++;
-        return Py_NewRef(self->silence_frame);
+        return nothing_played(self, out, size);
+    }
+    if (!self->first_audio) {
+        self->first_audio = 1;
+        if (done(PyObject_CallMethod((PyObject *)self, "_note", "s{}", "first_app_audio")) < 0) goto failed;
     }
     Py_ssize_t header = PyBytes_GET_SIZE(self->header);
     if (is_bytes(frame) && header + PyBytes_GET_SIZE(frame) <= FRAME_ROOM) {
@@ -162,12 +232,60 @@ static PyObject *session_tick(session *self, long long missed, uint8_t *out, Py_
     PyObject *whole = PyNumber_Add(self->header, frame);
     Py_DECREF(frame);
     return whole;
+failed:
+    Py_DECREF(frame);
+    return NULL;
+}
+
+/* Session._late_tick; `out` has LATE_ROOM. As `one_tick`. */
+static PyObject *late_tick(session *self, long long missed, uint8_t *out, Py_ssize_t *size) {
+    self->ticks += missed;
+    self->ticks_late++;
+    self->gap_ticks = 0;
+    if (missed >= constants[STALL_TICKS]) {
+        note_stall(self, missed);
+    } else {
+        playout_note_stall((playout *)self->playout, missed);
+    }
+    Py_ssize_t all = 0;
+    int usual = 1;
+    for (long long left = missed < constants[CATCH_UP_FRAMES] ? missed : constants[CATCH_UP_FRAMES];; left--) {
+        *size = 0;
+        PyObject *frame = usual ? one_tick(self, out + all, size) : PyObject_CallMethod((PyObject *)self, "_tick", NULL);
+        if (frame != NULL) {
+            *size = PyBytes_Check(frame) ? PyBytes_GET_SIZE(frame) : 0;
+            if (0 < *size && *size <= FRAME_ROOM) {
+                memcpy(out + all, PyBytes_AS_STRING(frame), *size);
+            } else {
+                PyErr_SetString(PyExc_ValueError, "a frame has 20 ms");
+                *size = 0;
+            }
+            Py_DECREF(frame);
+        }
+        if (*size == 0) return NULL;
+        all += *size;
+        *size = all;
+        playout *queue = (playout *)self->playout;
+        if (left == 0 || !is_a(self->playout, &playout_type) || queue->pushed - queue->position < queue->frame_bytes)
+            return NULL;
+        usual = is_usual_tick(self, self->gap_ticks); /* what has been told outside may have changed it */
+    }
+}
+
+/* One tick. As `one_tick`; `out` has LATE_ROOM. */
+PyObject *session_tick(session *self, long long missed, uint8_t *out, Py_ssize_t *size) {
+    *size = 0;
+    if (missed < 0 || constants[CATCH_UP_FRAMES] >= LATE_FRAMES || (missed && self->prompt != Py_None)
+        || !is_usual_tick(self, missed ? 0 : self->gap_ticks))
+        return refer_tick(SESSION_TICK, (PyObject *)self, missed);
+    self->ticks++;
+    return missed ? late_tick(self, missed, out, size) : one_tick(self, out, size);
 }
 
 static PyObject *tick_session(PyObject *self, PyObject *argument) {
     long long missed = PyLong_AsLongLong(argument);
     if (missed == -1 && PyErr_Occurred()) return NULL;
-    uint8_t frame[FRAME_ROOM];
+    uint8_t frame[LATE_ROOM];
     Py_ssize_t size;
     PyObject *made = session_tick((session *)self, missed, frame, &size);
     return size ? PyBytes_FromStringAndSize((char *)frame, size) : made;
@@ -176,135 +294,10 @@ static PyObject *tick_session(PyObject *self, PyObject *argument) {
 #define SELF session
 static PyMethodDef session_methods[] = {
     {"caller_audio", caller_audio, METH_O, NULL},
+    {"caller_backlog", caller_backlog, METH_O, NULL},
     {"app_text", app_text, METH_O, NULL},
     {"tick", tick_session, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 TYPE(session, SESSION, "Session")
 #undef SELF
-
-/* The leg */
-
-/* How many frames as long as the one before them a read holds, and nothing else; 0: it is something else. */
-static Py_ssize_t usual_frames(leg *self, const uint8_t *data, Py_ssize_t size) {
-    Py_ssize_t count = self->usual_bytes > HEADER_BYTES ? size / self->usual_bytes : 0;
-    if (count == 0 || count > constants[STALL_TICKS] || count * self->usual_bytes != size || self->closing || !self->whole
-        || !is_a(self->session, &session_type) || !is_bytes(self->usual_header)
-        || PyBytes_GET_SIZE(self->usual_header) != HEADER_BYTES)
-        return 0;
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (memcmp(data + i * self->usual_bytes, PyBytes_AS_STRING(self->usual_header), HEADER_BYTES) != 0) return 0;
-    return count;
-}
-
-/* What one read has given: `data`, or `object` with the same in it. */
-int leg_read(leg *self, const uint8_t *data, Py_ssize_t size, PyObject *object) {
-    Py_ssize_t count = usual_frames(self, data, size);
-    if (count == 0) {
-        object = object != NULL ? Py_NewRef(object) : PyBytes_FromStringAndSize((const char *)data, size);
-        int failed = object == NULL ? -1 : done(refer_to(LEG_DATA_RECEIVED, (PyObject *)self, object, NULL));
-        Py_XDECREF(object);
-        return failed;
-    }
-    PyObject *carried = Py_NewRef(self->session);
-    int failed = 0;
-    if (count > 1) {
-        PyObject *old = PyObject_CallMethod(carried, "caller_backlog", "n", count);
-        Py_ssize_t stale = old == NULL ? -1 : PyLong_AsSsize_t(old);
-        Py_XDECREF(old);
-        if (stale < 0 || stale > count) {
-            failed = -1;
-            if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "more frames are stale than there are");
-        } else {
-            count -= stale;
-            data += stale * self->usual_bytes;
-        }
-    }
-    for (; count && !failed && !self->closing; count--, data += self->usual_bytes) {
-        PyObject *payload = PyBytes_FromStringAndSize((const char *)data + HEADER_BYTES, self->usual_bytes - HEADER_BYTES);
-        if (payload == NULL) failed = -1;
-        else failed = session_caller_audio((session *)carried, payload);
-        Py_XDECREF(payload);
-    }
-    Py_DECREF(carried);
-    return failed;
-}
-
-static PyObject *data_received(PyObject *self, PyObject *data) {
-    if (!is_bytes(data)) return refer_to(LEG_DATA_RECEIVED, self, data, NULL);
-    if (leg_read((leg *)self, (const uint8_t *)PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data) < 0) return NULL;
-    Py_RETURN_NONE;
-}
-
-/* Sends a frame straight to the socket where nothing waits before it. How much of it went; -1: an exception. */
-static Py_ssize_t send_now(leg *self, const void *data, Py_ssize_t size) {
-    if (self->socket < 0) return 0;
-    if (self->queued) { /* by the transport's own write */
-        PyObject *waiting = PyObject_CallMethod(self->transport, "get_write_buffer_size", NULL);
-        if (waiting == NULL) return -1;
-        long long unsent = PyLong_AsLongLong(waiting);
-        Py_DECREF(waiting);
-        if (unsent == -1 && PyErr_Occurred()) return -1;
-        if (unsent) return 0;
-        self->queued = 0;
-    }
-    ssize_t sent = send((int)self->socket, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-    return sent < 0 ? 0 : sent; /* whatever it was, the transport finds it too */
-}
-
-int leg_tick(leg *self, long long missed) {
-    if (self->closing || !is_a(self->session, &session_type) || self->transport == NULL || self->transport == Py_None)
-        return done(refer_tick(LEG_TICK, (PyObject *)self, missed));
-    uint8_t room[FRAME_ROOM];
-    Py_ssize_t size, sent;
-    PyObject *carried = Py_NewRef(self->session);
-    PyObject *made = session_tick((session *)carried, missed, room, &size);
-    Py_DECREF(carried);
-    if (made == NULL && size == 0) return -1;
-    const char *data = (char *)room;
-    if (made != NULL) {
-        if (!PyBytes_CheckExact(made)) {
-            PyErr_Format(PyExc_TypeError, "bytes expected, not %.80s", Py_TYPE(made)->tp_name);
-            Py_DECREF(made);
-            return -1;
-        }
-        data = PyBytes_AS_STRING(made);
-        size = PyBytes_GET_SIZE(made);
-    }
-    int failed = 0;
-    /* Closed meanwhile: there is no socket any more. */
-    if (self->transport == NULL || self->transport == Py_None || self->closing) goto out;
-    sent = send_now(self, data, size);
-    if (sent < 0) {
-        failed = -1;
-    } else if (sent == size) {
-        self->blocked_ticks = 0;
-    } else {
-        PyObject *left = PyBytes_FromStringAndSize(data + sent, size - sent);
-        failed = left == NULL ? -1 : done(PyObject_CallMethod((PyObject *)self, "_write", "OL", left, missed));
-        Py_XDECREF(left);
-    }
-out:
-    Py_XDECREF(made);
-    return failed;
-}
-
-static PyObject *tick_leg(PyObject *self, PyObject *argument) {
-    long long missed = PyLong_AsLongLong(argument);
-    if (missed == -1 && PyErr_Occurred()) return NULL;
-    if (leg_tick((leg *)self, missed) < 0) return NULL;
-    Py_RETURN_NONE;
-}
-
-leg *leg_of(PyObject *bound) {
-    if (bound == NULL || !PyCFunction_Check(bound) || PyCFunction_GET_FUNCTION(bound) != tick_leg) return NULL;
-    return (leg *)PyCFunction_GET_SELF(bound);
-}
-
-#define SELF leg
-static PyMethodDef leg_methods[] = {
-    {"data_received", data_received, METH_O, NULL}, {"_tick", tick_leg, METH_O, NULL}, {NULL, NULL, 0, NULL},
-};
-TYPE(leg, LEG, "AudioSocketLeg")
-#undef SELF
-

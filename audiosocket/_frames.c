@@ -7,11 +7,13 @@ long long constants[CONSTANTS];
 static const char *const CONSTANT_NAMES[CONSTANTS] = {
     "GAP_TICKS", "PAUSE_TICKS", "SILENCE_TICKS", "LOOK_TICKS", "AUDIBLE_SAMPLES", "SHARE", "NEVER", "LEVEL_COUNT",
     "WINDOW_TICKS", "UNDERRUN_GAP_TICKS", "PATIENT_TICKS", "IMPATIENT_TICKS", "SETTLE_TICKS", "SILENCE_PEAK", "STALL_TICKS",
+    "LEAD_FRAMES", "RECOVERY_TICKS", "HICCUP_FRAMES", "MAX_STALL_FRAMES", "CATCH_UP_FRAMES", "STALE_FRAMES", "LATE_TICKS",
 };
 static PyObject *references[REFERENCES];
 static const char *const REFERENCE_NAMES[REFERENCES] = {
-    "MediaMessages.media", "Playout.push", "Playout.tick", "Turns.tick", "Session.caller_audio", "Session.app_text", "Session.tick",
-    "AudioSocketLeg.data_received", "AudioSocketLeg._tick", "Gate.data_received", "Gate.send",
+    "MediaMessages.media", "Playout.push", "Playout.tick", "Playout.note_stall", "Turns.tick", "Session.caller_audio",
+    "Session.caller_backlog", "Session.app_text", "Session.tick", "AudioSocketLeg.data_received", "AudioSocketLeg._tick",
+    "Gate.data_received", "Gate.send",
 };
 
 PyObject *refer_to(enum reference which, PyObject *self, PyObject *one, PyObject *two) {
@@ -132,7 +134,7 @@ PyMODINIT_FUNC PyInit__frames(void) {
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (PyModule_AddType(module, types[i]) < 0) goto failed;
-    if (PyModule_AddStringConstant(module, "SOURCE", SOURCE) < 0 || prepare_rules() < 0 || prepare_stream() < 0)
+    if (PyModule_AddStringConstant(module, "SOURCE", SOURCE) < 0 || prepare_queues() < 0 || prepare_stream() < 0)
         goto failed;
     return module;
 failed:

@@ -25,8 +25,10 @@
     N(frame_bytes, "_frame_bytes") N(max_bytes, "_max_bytes") N(head, "_head") N(pushed, "_pushed")                       \
     N(position, "_position") N(idle_ticks, "_idle_ticks") N(window_min, "_window_min") N(window_ticks, "_window_ticks")   \
     N(previous_min, "_previous_min") N(recovering, "_recovering") N(frames_played, "frames_played")                       \
-    N(peak_bytes, "peak_bytes") N(settle, "_settle") N(settle_min, "_settle_min") N(since_cut, "_since_cut")              \
-    N(excess, "_excess") N(budget, "_budget") N(pace, "_pace") B(skip_byte, "_skip_byte") B(waited, "_waited")
+    N(peak_bytes, "peak_bytes") N(fade_samples, "_fade_samples") B(skip_byte, "_skip_byte") B(waited, "_waited")          \
+    N(settle, "_settle") N(settle_min, "_settle_min") N(since_cut, "_since_cut") N(excess, "_excess")                     \
+    N(budget, "_budget") N(pace, "_pace") N(baseline, "_baseline") N(recovered_frames, "recovered_frames")                \
+    N(underruns, "underruns")
 
 #define MEDIA_MESSAGES(O, N, B)                                                                                           \
     O(text, "_text") N(end_1, "_end_1") N(end_2, "_end_2") N(end_3, "_end_3") N(end_4, "_end_4")                          \
@@ -40,7 +42,9 @@
     N(app_frame_bytes, "_frame_bytes") N(caller_frames, "_caller_frames") N(gap_ticks, "_gap_ticks")                      \
     N(media_received, "_media_received") N(sent, "_sent") N(bytes_received, "bytes_received")                             \
     N(silence_played, "silence_played") N(ticks, "ticks") B(flowing, "_flowing") B(open, "_open")                         \
-    B(app_blocked, "app_blocked") B(held, "held") B(first_audio, "first_audio")
+    B(app_blocked, "app_blocked") B(held, "held") B(first_audio, "first_audio") N(ticks_late, "ticks_late")               \
+    N(stalls, "stalls") N(stall_tick, "_stall_tick") N(stall_frames, "_stall_frames") N(owed, "_owed")                    \
+    N(filled_tick, "_filled_tick") N(filled_frames, "_filled_frames")
 
 #define LEG(O, N, B)                                                                                                      \
     O(session, "session") O(transport, "_transport") O(usual_header, "_usual_header") N(usual_bytes, "_usual_bytes")      \
@@ -120,14 +124,16 @@ static inline int done(PyObject *result) {
 
 /* The methods in Python that the compiled ones stand in front of; `refer` in the module puts them here. */
 enum reference {
-    MEDIA_MESSAGES_MEDIA, PLAYOUT_PUSH, PLAYOUT_TICK, TURNS_TICK, SESSION_CALLER_AUDIO, SESSION_APP_TEXT, SESSION_TICK,
-    LEG_DATA_RECEIVED, LEG_TICK, GATE_DATA_RECEIVED, GATE_SEND, REFERENCES
+    MEDIA_MESSAGES_MEDIA, PLAYOUT_PUSH, PLAYOUT_TICK, PLAYOUT_NOTE_STALL, TURNS_TICK, SESSION_CALLER_AUDIO,
+    SESSION_CALLER_BACKLOG, SESSION_APP_TEXT, SESSION_TICK, LEG_DATA_RECEIVED, LEG_TICK, GATE_DATA_RECEIVED, GATE_SEND,
+    REFERENCES
 };
 PyObject *refer_to(enum reference which, PyObject *self, PyObject *one, PyObject *two); /* `two` may be NULL */
 /* What the rules in Python name; `refer` again. */
 enum constant {
     GAP_TICKS, PAUSE_TICKS, SILENCE_TICKS, LOOK_TICKS, AUDIBLE_SAMPLES, SHARE, NEVER, LEVEL_COUNT, WINDOW_TICKS,
-    UNDERRUN_GAP_TICKS, PATIENT_TICKS, IMPATIENT_TICKS, SETTLE_TICKS, SILENCE_PEAK, STALL_TICKS, CONSTANTS
+    UNDERRUN_GAP_TICKS, PATIENT_TICKS, IMPATIENT_TICKS, SETTLE_TICKS, SILENCE_PEAK, STALL_TICKS, LEAD_FRAMES,
+    RECOVERY_TICKS, HICCUP_FRAMES, MAX_STALL_FRAMES, CATCH_UP_FRAMES, STALE_FRAMES, LATE_TICKS, CONSTANTS
 };
 extern long long constants[CONSTANTS];
 
@@ -148,15 +154,28 @@ char *put_media_message(media_messages *self, char *out, const uint8_t *audio, P
 /* The object behind a bound `media` of this type; NULL: it is something else. */
 media_messages *messages_of(PyObject *media);
 
-int prepare_rules(void);
+int prepare_queues(void);
 int prepare_stream(void);
-/* _rules.c; each gives -1, or NULL, at an exception */
+/* _rules.c and _playout.c; each gives -1, or NULL, at an exception */
 int turns_tick(turns *self, long long now, PyObject *played);
+int turns_hear_more(turns *self, PyObject *frame);
 int playout_push(playout *self, PyObject *audio);
 PyObject *playout_tick(playout *self);
+void playout_note_stall(playout *self, long long frames);
+int put_last(PyObject *deque, PyObject *item);
+PyObject *take_first(PyObject *deque);
 
-/* _calls.c */
+/* _calls.c and _leg.c */
 int session_caller_audio(session *self, PyObject *payload);
+/* So many frames have come in one read: how many of them, the oldest, are too old to be passed on; -1: an exception. */
+Py_ssize_t session_caller_backlog(session *self, Py_ssize_t frames);
+#define FRAME_ROOM 1024 /* of an AudioSocket frame of ours: 963 bytes at 24 kHz */
+#define LATE_FRAMES 4 /* that a tick may give */
+#define LATE_ROOM (LATE_FRAMES * FRAME_ROOM)
+/* One tick. What is played is the object that is returned, or lies in `out` (LATE_ROOM) when `*size` is over 0. NULL and
+ * a size of 0: an exception. */
+PyObject *session_tick(session *self, long long missed, uint8_t *out, Py_ssize_t *size);
+PyObject *refer_tick(enum reference which, PyObject *self, long long missed);
 /* A text message of the application: 1 when it was a usual one and has been taken, 0 when it was not. */
 int session_usual_text(session *self, const uint8_t *message, Py_ssize_t size);
 /* The session behind a bound `app_text` of its type; NULL: it is something else. */
@@ -174,3 +193,8 @@ gate *gate_of(PyObject *send);
 /* Sends a text message that is written to `room` by the caller, GATE_HEADER bytes behind its start. */
 #define GATE_HEADER 14
 int gate_send(gate *self, uint8_t *room, Py_ssize_t size);
+/* From here to `gate_over` what goes through a gate is gathered, and `gate_let_go` sends what there is. Whatever may send
+ * in another way meanwhile has to call that first. -1: an exception. */
+void gate_gather(void);
+int gate_let_go(void);
+int gate_over(void);

@@ -20,6 +20,8 @@ if TYPE_CHECKING or FRAMES is None:
             "_app_samples",
             "_caller_frames",
             "_convert",
+            "_filled_frames",
+            "_filled_tick",
             "_flowing",
             "_frame_bytes",
             "_gap_ticks",
@@ -28,12 +30,15 @@ if TYPE_CHECKING or FRAMES is None:
             "_media",
             "_media_received",
             "_open",
+            "_owed",
             "_prompt",
             "_rest",
             "_samples",
             "_send",
             "_sent",
             "_silence_frame",
+            "_stall_frames",
+            "_stall_tick",
             "_usual_sid",
             "app_blocked",
             "bytes_received",
@@ -42,7 +47,9 @@ if TYPE_CHECKING or FRAMES is None:
             "playout",
             "recorder",
             "silence_played",
+            "stalls",
             "ticks",
+            "ticks_late",
             "turns",
         )
 
@@ -64,8 +71,6 @@ class Carried(SessionState):
         "marks_received",
         "marks_sent",
         "prompt_played",
-        "stalls",
-        "ticks_late",
     )
 
     def __init__(self, dialect: Dialect, playout: Playout, turns: Turns, linear: Linear) -> None:

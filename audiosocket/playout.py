@@ -100,9 +100,11 @@ if TYPE_CHECKING or FRAMES is None:
         """What a piece of audio and a tick read and write, where nothing is compiled."""
 
         __slots__ = (
+            "_baseline",
             "_budget",
             "_chunks",
             "_excess",
+            "_fade_samples",
             "_frame_bytes",
             "_head",
             "_idle_ticks",
@@ -124,6 +126,8 @@ if TYPE_CHECKING or FRAMES is None:
             "frames_played",
             "marks",
             "peak_bytes",
+            "recovered_frames",
+            "underruns",
         )
 
 else:
@@ -133,8 +137,13 @@ else:
 @usual(
     "push",
     "tick",
+    "note_stall",
+    HICCUP_FRAMES=HICCUP_FRAMES,
     IMPATIENT_TICKS=IMPATIENT_TICKS,
+    LEAD_FRAMES=LEAD_FRAMES,
+    MAX_STALL_FRAMES=MAX_STALL_FRAMES,
     PATIENT_TICKS=PATIENT_TICKS,
+    RECOVERY_TICKS=RECOVERY_TICKS,
     SETTLE_TICKS=SETTLE_TICKS,
     SILENCE_PEAK=SILENCE_PEAK,
     UNDERRUN_GAP_TICKS=UNDERRUN_GAP_TICKS,
@@ -144,12 +153,8 @@ class Playout(PlayoutState):
     """See the module's text. Figures are plain attributes that only grow."""
 
     __slots__ = (
-        "_baseline",
-        "_fade_samples",
         "cleared_bytes",
         "overrun_bytes",
-        "recovered_frames",
-        "underruns",
     )
 
     def __init__(self, max_seconds: float, sample_rate: int = 8000, fade_ms: float = 0.0) -> None:

@@ -61,7 +61,17 @@ def nowhere(message: bytes) -> None:
     """Where messages go while no stream is open."""
 
 
-@usual("caller_audio", "app_text", "tick", GAP_TICKS=GAP_TICKS, STALL_TICKS=STALL_TICKS)
+@usual(
+    "caller_audio",
+    "caller_backlog",
+    "app_text",
+    "tick",
+    CATCH_UP_FRAMES=CATCH_UP_FRAMES,
+    GAP_TICKS=GAP_TICKS,
+    LATE_TICKS=LATE_TICKS,
+    STALE_FRAMES=STALE_FRAMES,
+    STALL_TICKS=STALL_TICKS,
+)
 class Session(Carried):
     """See the module's text. `app_blocked` is set by the shell while the application's socket takes no more."""
 
@@ -71,8 +81,6 @@ class Session(Carried):
         "_decode",
         "_digits_sent_at",
         "_digits_to_caller",
-        "_filled_frames",
-        "_filled_tick",
         "_instant_mark",
         "_mark_characters",
         "_media_format",
@@ -80,13 +88,10 @@ class Session(Carried):
         "_note",
         "_notify",
         "_one_way",
-        "_owed",
         "_prompt_over",
         "_silence",
         "_spoken",
         "_stale_rest",
-        "_stall_frames",
-        "_stall_tick",
         "began",
     )
 
@@ -388,7 +393,7 @@ class Session(Carried):
         frames = [self._tick()]
         for _ in range(min(missed, CATCH_UP_FRAMES)):
             # Only audio is worth catching up with; the caller hears silence soon enough.
-            if self.playout.depth_bytes < len(self._silence_frame):
+            if self.playout.depth_bytes < self.linear.frame_bytes:
                 break
             frames.append(self._tick())
         return b"".join(frames)

@@ -6,110 +6,31 @@ Where nothing is compiled, both are Python, and these tests hold Python to itsel
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import os
 import random
 import resource
-import socket
 import subprocess
 import sys
 from base64 import b64encode
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiosocket.callspec import MediaFormat
 from audiosocket.compiled import FRAMES, SWITCH
-from tests.media import call_spec
-from tests.twin import as_it_is, in_python, slots, state
+from tests.both_sides import BOTH, LOUD, Line, Side, told
+from tests.twin import slots, state
 
 pytestmark = pytest.mark.unit
 
-BOTH = (as_it_is(), in_python())
 FORMATS = ("ulaw", "alaw", "slin", "slin16", "slin24")
 SAMPLES = {"ulaw": 160, "alaw": 160, "slin": 160, "slin16": 320, "slin24": 480}
 SPOKEN = {"exotel": ("media", "mark", "clear"), "twilio": ("media", "mark", "clear"), "plivo": ("playAudio",) * 3}
 
 
-class Side:
-    """A session of one of the two, and all that comes out of it."""
-
-    def __init__(self, modules: dict[str, ModuleType], changes: dict[str, Any]) -> None:
-        self._modules = modules
-        self._now = itertools.count()
-        self.out: list[object] = []
-        spec, dialect = self._opened(changes)
-        self.session = modules["session"].Session(
-            spec,
-            dialect,
-            self.out.append,
-            lambda *note: self.out.append(note),
-            None,
-            lambda *told: self.out.append(told),
-        )
-        self.session.open()
-
-    def _opened(self, changes: dict[str, Any]) -> tuple[Any, Any]:
-        kind = self._modules["callspec"].CallSpec
-        spec = msgspec.convert(msgspec.to_builtins(call_spec(**changes)), kind)
-        return spec, self._modules["dialects"].open_dialect(spec)
-
-    def do(self, step: tuple[Any, ...]) -> object:
-        session = self.session
-        match step:
-            case ("caller", payload):
-                session.caller_audio(payload)
-            case ("app", message):
-                session.app_text(message)
-            case ("tick", missed):
-                return bytes(session.tick(missed))
-            case ("digit",):
-                session.digit("5")
-            case ("backlog", frames):
-                return session.caller_backlog(frames)
-            case ("blocked", blocked):
-                session.app_blocked = blocked
-            case ("prompt", frames):
-                session.play(iter(frames), lambda: self.out.append("over"))
-            case ("release",):
-                session.release()
-            case ("lost",):
-                session.lost()
-            case ("open",):
-                session.open(self.out.append)
-            case ("switch", changes):
-                session.switch(*self._opened(changes), self._modules["durations"].TurnTimes())
-            case ("stop",):
-                session.stop("callended")
-            case ("recorder", rate):
-                recorder = self._modules["recording.recorder"].Recorder
-                put = lambda block: self.out.append((block.first_tick, block.sent, block.heard))  # noqa: E731
-                session.recorder = recorder(rate, put, lambda: next(self._now)) if rate else None
-        return None
-
-    def state(self) -> list[dict[str, Any]]:
-        session = self.session
-        parts = [session, session.playout, session.turns, session.turns._floor, session._dialect._messages]
-        return [state(part, names) for part, names in zip(parts, ATTRIBUTES, strict=True)] + [
-            msgspec.to_builtins(session.figures()),
-            list(session._dialect.oddities.items()),
-        ]
-
-
-def _attributes() -> tuple[tuple[str, ...], ...]:
-    session = Side(BOTH[1], {}).session
-    parts = [session, session.playout, session.turns, session.turns._floor, session._dialect._messages]
-    return tuple(slots(type(part)) for part in parts)
-
-
-ATTRIBUTES = _attributes()
-LOUD = b"\x05\x91\x30\x7a\x2e\xb3"
 SIZES = st.sampled_from((0, 1, 2, 3, 40, 159, 160, 161, 320, 321, 640, 960, 1600, 3200, 5000))
 AUDIO = st.one_of(
     st.builds(lambda size, seed: random.Random(seed).randbytes(size), SIZES, st.integers(0, 9)),
@@ -125,11 +46,6 @@ CHANGES = st.fixed_dictionaries(
         "digits_to_caller": st.booleans(),
     },
 )
-
-
-def told(dialect: str, event: str, **fields: Any) -> bytes:
-    """A message of the application."""
-    return msgspec.json.encode({"event": event} | fields)
 
 
 @st.composite
@@ -208,9 +124,9 @@ def test_a_call_is_the_same_on_both_sides(call: tuple[dict[str, Any], list[tuple
     [
         ("NoiseFloor", "loudness", "NoiseFloorState", set()),
         ("Turns", "turns", "TurnsState", {"tick"}),
-        ("Playout", "playout", "PlayoutState", {"push", "tick"}),
+        ("Playout", "playout", "PlayoutState", {"push", "tick", "note_stall"}),
         ("MediaMessages", "dialects.media_messages", "MediaMessagesState", {"media"}),
-        ("Session", "carried", "SessionState", {"caller_audio", "app_text", "tick"}),
+        ("Session", "carried", "SessionState", {"caller_audio", "caller_backlog", "app_text", "tick"}),
         ("AudioSocketLeg", "legs.audiosocket", "LegState", {"data_received", "_tick"}),
     ],
 )
@@ -277,80 +193,6 @@ def test_a_checkout_that_was_edited_does_not_run_what_was_compiled_before(edited
     )
     assert found.stdout.startswith("out of date" if edited else "in use"), found.stderr
     assert ("RuntimeWarning: compiled steps of a frame out of date" in found.stderr) is edited
-
-
-class Line:
-    """A leg of one of the two on a real socket, whose other end is Asterisk's; its transport writes what it can."""
-
-    def __init__(self, modules: dict[str, ModuleType]) -> None:
-        self.here, self.there = socket.socketpair()
-        for end in (self.here, self.there):
-            end.setblocking(False)
-        self.here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that there is
-        self.buffer = b""
-        self.got = b""
-        self.told: list[object] = []
-        self.leg = modules["legs.audiosocket"].AudioSocketLeg(self, self)
-        self.leg.connection_made(self)
-        self.leg.data_received(b"\x01\x00\x10" + bytes(16))
-
-    # What the leg asks of its transport, its clock and its owner
-
-    def get_extra_info(self, name: str) -> Any:
-        return self if name == "socket" else None
-
-    def fileno(self) -> int:
-        return self.here.fileno()
-
-    def setsockopt(self, *option: int) -> None:
-        pass
-
-    def get_write_buffer_size(self) -> int:
-        return len(self.buffer)
-
-    def write(self, data: bytes) -> None:
-        self.buffer += data
-        self.flush()
-
-    def flush(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self.buffer:
-                self.buffer = self.buffer[self.here.send(self.buffer) :]
-
-    def pause_reading(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.told.append("closed")
-
-    abort = close
-
-    def add(self, tick: object) -> tuple[int, int]:
-        return 0, 0
-
-    def remove(self, ticking: tuple[int, int]) -> None:
-        pass
-
-    def leg_connected(self, leg: object) -> None:
-        pass
-
-    def leg_identified(self, leg: object, uuid: str) -> None:
-        self.told.append(uuid)
-
-    # The other end
-
-    def read(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self.got += self.there.recv(65536)
-
-    def end(self) -> None:
-        self.leg.connection_lost(None)
-        self.here.close()
-        self.there.close()
-
-    def leg_closed(self, leg: object) -> None:
-        self.told.append("over")
 
 
 READS = st.one_of(

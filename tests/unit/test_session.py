@@ -381,6 +381,9 @@ def test_a_late_tick_catches_up_a_little_and_only_with_audio() -> None:
     assert call.session.figures().ticks_late == 2
     quiet = Call()
     assert quiet.session.tick(5) == wire.SILENCE_FRAME
+    nearly = Call()
+    nearly.app_audio(b"\x01\x02" * 320)
+    assert len(nearly.session.tick(1)) == 2 * 323  # two frames, and nothing behind them
 
 
 def test_a_freeze_is_one_stall_though_it_shows_twice() -> None:
