@@ -3,8 +3,9 @@
 A virtual machine is halted for half a second or two now and then, with all that runs on it. Callers then hear gaps,
 limits pass, workers count as gone: what a test asserts is not so, by no fault of anybody's. Whether the machine stood
 still is measured, all the time (see `standstill.py`): a test of these rungs that failed meanwhile is done again, on
-fixtures of its own, up to `TRIALS` times. So is one that has to have the machine for itself (`alone`) where others, or
-the host under it, took processors away. One that fails while the machine runs, and runs for us, has failed, at once.
+fixtures of its own, up to `TRIALS` times. So is one that has to have the machine for itself (`alone`) where the host
+under it took processors away. One that fails while the machine runs has failed, at once. What was repeated is listed at
+the end.
 """
 
 from __future__ import annotations
@@ -24,26 +25,28 @@ from _pytest.runner import runtestprotocol
 from tests.standstill import TICK_SECONDS
 from tools.process import guarded
 
-RUNGS = ("store", "asterisk")
-"""Theirs is the time of other processes, which no test can hold."""
+RUNGS = ("loop", "store", "asterisk", "multihost")
+"""Theirs is the time of other processes, which no test can hold; of the loop rung, where it is not virtual."""
 DISTURBED_SECONDS = 0.1
 """So long that a caller can hear it."""
-OTHERS_SHARE = 0.15
-"""Of one processor: what a machine does by itself is a tenth of it."""
-TRIALS = 5
+STOLEN_SHARE = 0.15
+"""Of one processor."""
+TRIALS = 4
+REPEATED = "repeated"
+"""The property of a report that says why a trial before it did not count."""
 LIMIT = pytest.StashKey[Any]()
 """What pytest-timeout holds a test to; each trial has it anew."""
 
 
-def busy_seconds() -> float:
-    """Processor time that this machine has used, or its host has taken away (proc_stat(5): steal), since its start."""
-    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+def in_real_time(item: pytest.Item) -> bool:
+    """Whether the machine's time is this test's."""
+    virtual = item.get_closest_marker("virtual_time")
+    return any(item.get_closest_marker(rung) for rung in RUNGS) and (virtual is None or virtual.args == (False,))
 
 
-def own_seconds() -> float:
-    """Processor time of this process and of all that it has started and seen end."""
-    return sum(os.times()[:4])
+def stolen_seconds() -> float:
+    """Processor time that the host of this machine has given to others since its start (proc_stat(5): steal)."""
+    return int(Path("/proc/stat").read_text().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def forget(item: pytest.Item) -> None:
@@ -86,31 +89,29 @@ class Watch:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        if not any(item.get_closest_marker(rung) for rung in RUNGS):
+        if not in_real_time(item):
             return None
         self.start()
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        why: list[str] = []
         for trial in range(1, TRIALS + 1):
-            began, others = time.monotonic(), busy_seconds() - own_seconds()
+            began, stolen = time.monotonic(), stolen_seconds()
             reports = runtestprotocol(item, log=False, nextitem=nextitem)
             if trial == TRIALS or not any(report.failed for report in reports):
                 break
             stood_still = self.longest(began)
-            others = (busy_seconds() - own_seconds() - others) / (time.monotonic() - began)
-            crowded = item.get_closest_marker("alone") is not None and others > OTHERS_SHARE
-            if stood_still < DISTURBED_SECONDS and not crowded:
+            share = (stolen_seconds() - stolen) / (time.monotonic() - began)
+            robbed = item.get_closest_marker("alone") is not None and share > STOLEN_SHARE
+            if stood_still < DISTURBED_SECONDS and not robbed:
                 break
             failed = next(report for report in reports if report.failed)
-            said = str(failed.longrepr).strip().splitlines()[-1:]
-            print(
-                f"{item.nodeid}: again, the machine stood still for {stood_still:.1f} s, others had {others:.1f}"
-                f" processors: {said}",
-                file=sys.stderr,
-            )
+            said = " ".join(str(failed.longrepr).strip().splitlines()[-1:])
+            why.append(f"stood still for {stood_still:.2f} s, {share:.2f} processors stolen: {said}")
             forget(item)
             hooks = item.config.pluginmanager.hook
             hooks.pytest_timeout_cancel_timer(item=item)
             hooks.pytest_timeout_set_timer(item=item, settings=item.stash[LIMIT])
+        reports[-1].user_properties += [(REPEATED, told) for told in why]
         for report in reports:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
@@ -118,6 +119,20 @@ class Watch:
 
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> None:
         item.stash[LIMIT] = settings
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        found = [
+            f"{report.nodeid}: {told}"
+            for reports in terminalreporter.stats.values()
+            for report in reports
+            if isinstance(report, pytest.TestReport)
+            for name, told in report.user_properties
+            if name == REPEATED
+        ]
+        if found:
+            terminalreporter.section("repeated, for the machine stood still")
+            for line in found:
+                terminalreporter.line(line)
 
     def pytest_sessionfinish(self) -> None:
         if self._process is not None and self._notes is not None:

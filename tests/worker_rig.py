@@ -39,27 +39,6 @@ async def until(condition: Callable[[], Any], what: str, seconds: float = DEADLI
         await asyncio.sleep(max(0.005, waited / 50))
 
 
-@asynccontextmanager
-async def stood_still() -> AsyncIterator[list[float]]:
-    """For how long, each time, this process stood still meanwhile, and so the whole machine: seconds, from 0.15 on."""
-    clock = asyncio.get_running_loop().time
-    still: list[float] = []
-
-    async def look() -> None:
-        while True:
-            due = clock() + 0.02
-            await asyncio.sleep(0.02)
-            if (late := clock() - due) > 0.15:
-                still.append(late)
-
-    looking = asyncio.create_task(look(), name="stood still")
-    try:
-        yield still
-    finally:
-        looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
-
-
 class AnnouncedCalls:
     """A call source that keeps specs and reports in memory, as Redis and the controller would."""
 

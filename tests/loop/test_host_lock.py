@@ -22,7 +22,7 @@ from ari_app.controller import host_lock as host_lock_module
 from ari_app.controller.host_lock import Holder, HostLock, LockLost
 from ari_app.errors import ConfigError
 from audiosocket.runtime.stores import RunningProcess, started_ticks
-from tests.worker_rig import stood_still, until
+from tests.worker_rig import until
 
 pytestmark = pytest.mark.loop
 
@@ -93,11 +93,8 @@ async def test_five_at_once_and_always_one_wins(candidates: Candidates) -> None:
     assert len(spans) == ROUNDS + 1
     for (_, ended, before), (began, _, after) in pairwise(spans):
         assert ended < began, f"{before} and {after} were active at once"
-    # At once: a look every tenth of a second, and what the machine takes to run it, which may be busy with others, or
-    # stand still. Who waited for a beat to be missed would take 1.4 s.
-    gaps.sort()
-    assert gaps[len(gaps) // 4] < 0.5, gaps
-    assert gaps[len(gaps) // 2] < 1.4, gaps
+    # At once: a look every tenth of a second, and what the machine takes to run it.
+    assert sorted(gaps)[len(gaps) // 2] < 0.5, gaps
 
 
 @pytest.mark.timeout(300)
@@ -110,13 +107,12 @@ async def test_a_frozen_holder_is_ended_and_its_place_taken(candidates: Candidat
     assert candidates.holders() == ["first"], "one that beats is left alone"
     os.kill(candidates.processes["first"].pid, signal.SIGSTOP)
     frozen = time.monotonic()
-    async with stood_still() as still:
-        async with asyncio.timeout(60):
-            assert await candidates.processes["first"].wait() == -signal.SIGKILL
-        await until(lambda: candidates.held("second"), "the second", 60)
+    async with asyncio.timeout(60):
+        assert await candidates.processes["first"].wait() == -signal.SIGKILL
+    await until(lambda: candidates.held("second"), "the second", 60)
     took_over = candidates.held("second")[0][1]
     assert candidates.held("first")[-1][1] < took_over
-    assert 1.4 < took_over - frozen < 3 + sum(still)
+    assert 1.4 < took_over - frozen < 3
 
 
 @pytest.mark.timeout(300)

@@ -20,9 +20,8 @@ CUT_SECONDS = 10.0
 LONG_CUT_SECONDS = 20.0
 WAIT_SECONDS = 1.0
 """Who waited for a store would wait for longer."""
-GAP_MS = 3000.0
+GAP_MS = 1000.0
 """Who notices a cut notices it for longer."""
-LOST_SHARE = 0.05
 
 
 async def test_a_gateway_out_of_reach_for_ten_seconds_costs_no_live_call(fleet: Fleet) -> None:
@@ -92,13 +91,12 @@ async def test_stores_out_of_reach_for_ten_seconds_touch_no_call_and_new_ones_go
     print(f"INVITE to 200 in the cut, ms: {[round(seconds * 1000) for seconds in times]}")
     # Who calls in the moment in which the stores go waits until that is known, and nobody else does.
     assert (load.failures, median(times) < WAIT_SECONDS) == ([], True)
-    assert load.silent < load.heard
+    assert load.heard > len(load.calls) / 2
     await hear_themselves(calls[1:])
     for call in calls[1:]:
         met = call.peer.reception(start=cut.began)
         stood_still_ms = fleet.standstills.seconds(cut.began, time.monotonic()) * 1000
-        assert met.lost < LOST_SHARE * met.packets, met
-        assert met.gap_max_ms < GAP_MS + stood_still_ms, met
+        assert (met.lost, met.gap_max_ms < GAP_MS + stood_still_ms) == (0, True), met
     await hang_up(calls[1:])
     for row in await fleet.closed([*calls, *load.calls]):
         assert (row.result, row.reason) == ("success", "caller_hangup")

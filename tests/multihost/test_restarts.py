@@ -49,7 +49,7 @@ async def test_workers_controllers_and_stores_restarted_in_turn_lose_no_call(fle
     unseen = {call.caller for call in load.calls for since, to in switched if since <= (call.ended_at or 0) <= to}
     assert (load.failures, [row for row in odd if row[0] not in unseen or row[1] != "gone_unseen"]) == ([], [])
     assert switched
-    assert load.silent < load.heard
+    assert load.heard > len(load.calls) / 2
     assert {row.result for row in rows if row.reason == "caller_hangup"} == {"success"}
     carried = Counter(row.worker_id for row in rows)
     assert set(carried) == {worker for gateway in fleet.gateway.values() for worker in gateway.worker_ids}
