@@ -16,8 +16,9 @@ import redis.asyncio
 import structlog
 
 from audiosocket.breaker import Breaker, Outcome, Verdict
-from audiosocket.callspec import KEY_PREFIX, CallSpec
+from audiosocket.callspec import CallSpec
 from audiosocket.errors import Unavailable
+from audiosocket.keys import KEY_PREFIX
 from audiosocket.runtime.stores import redis_call
 
 ANSWER_SECONDS = 0.25

@@ -21,8 +21,9 @@ import msgspec
 import redis.asyncio
 import structlog
 
-from audiosocket.callspec import NOTICE_SECONDS, TOLD_SECONDS, CallNotice, CallReport, notice_stream
+from audiosocket.callspec import NOTICE_SECONDS, TOLD_SECONDS, CallNotice, CallReport
 from audiosocket.errors import Unavailable
+from audiosocket.keys import notice_stream
 from audiosocket.runtime.stores import pause, redis_call
 
 REPORTS_WAITING_MAX = 10_000

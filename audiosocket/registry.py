@@ -16,19 +16,9 @@ import redis.asyncio
 import structlog
 
 from audiosocket.breakers import RedisBreakers
-from audiosocket.callspec import (
-    CallNotice,
-    CallReport,
-    CallSpec,
-    LegOrder,
-    WorkerInfo,
-    lease_key,
-    leases_key,
-    orders_channel,
-    spec_key,
-    taken_key,
-)
+from audiosocket.callspec import CallNotice, CallReport, CallSpec, LegOrder, WorkerInfo
 from audiosocket.errors import SpecRefused, Unavailable
+from audiosocket.keys import lease_key, leases_key, orders_channel, spec_key, taken_key
 from audiosocket.outbox import Outbox
 from audiosocket.runtime.announcing import Announcement, Announcer, announcement_of
 from audiosocket.runtime.stores import REDIS_TIMEOUT_SECONDS, listen, open_redis, redis_call, resolve

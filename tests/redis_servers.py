@@ -15,7 +15,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from ari_app.store.server import Server, ServerUser, find_binary
-from audiosocket.callspec import KEY_PREFIX
+from audiosocket.keys import KEY_PREFIX
 from audiosocket.settings import StoreUrls
 from tests.stores import until
 from tools.asterisk.local import claims_released, free_ports

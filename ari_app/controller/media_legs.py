@@ -25,7 +25,8 @@ from ari_app.controller.spec import replacing_spec
 from ari_app.controller.story import Story
 from ari_app.domain.ids import MAX_ATTEMPT, CallId, ChannelId, LegUuid, media_channel_id, new_leg_uuid
 from ari_app.errors import NotTaken, StoreUnavailable
-from audiosocket.callspec import CallNotice, LegOrder, MediaFormat, WorkerInfo, report_stream
+from audiosocket.callspec import CallNotice, LegOrder, MediaFormat, WorkerInfo
+from audiosocket.keys import report_stream
 
 if TYPE_CHECKING:
     from ari_app.controller.actor import CallActor

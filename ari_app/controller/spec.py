@@ -9,7 +9,8 @@ from ari_app.applications import ApplicationSettings, resumed_parameters
 from ari_app.call.routing import Admission
 from ari_app.domain.ids import LegUuid, RandomBytes, new_call_sid
 from ari_app.store.records import CallRow
-from audiosocket.callspec import CallSpec, MediaFormat, report_stream
+from audiosocket.callspec import CallSpec, MediaFormat
+from audiosocket.keys import report_stream
 
 
 def call_spec(

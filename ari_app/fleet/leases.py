@@ -42,7 +42,8 @@ import redis.asyncio
 
 from ari_app.errors import NoCapacity
 from ari_app.store.present import redis_unavailable
-from audiosocket.callspec import KEY_PREFIX, PAIRS_KEY, WorkerInfo
+from audiosocket.callspec import WorkerInfo
+from audiosocket.keys import KEY_PREFIX, PAIRS_KEY
 from audiosocket.runtime.stores import redis_call
 
 RENEW_BATCH = 200

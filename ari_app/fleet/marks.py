@@ -18,7 +18,7 @@ import redis.asyncio
 from ari_app.fleet.keeping import keep
 from ari_app.store.postgres import execute, fetch
 from ari_app.store.present import redis_unavailable
-from audiosocket.callspec import mark_key
+from audiosocket.keys import mark_key
 from audiosocket.runtime.stores import redis_call
 
 COPY_SECONDS = 30.0

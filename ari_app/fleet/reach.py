@@ -25,7 +25,8 @@ from ari_app.fleet.local import KnownWorkers, LocalLedger
 from ari_app.fleet.remembered import RememberedWorkers
 from ari_app.store.presence import Presence
 from ari_app.store.present import Present, redis_unavailable
-from audiosocket.callspec import CallNotice, CallReport, CallSpec, LegOrder, WorkerInfo, mark_key, report_stream
+from audiosocket.callspec import CallNotice, CallReport, CallSpec, LegOrder, WorkerInfo
+from audiosocket.keys import mark_key, report_stream
 from audiosocket.runtime.stores import redis_call
 
 LOOK_SECONDS = 1.0

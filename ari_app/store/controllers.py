@@ -10,7 +10,7 @@ import msgspec
 import redis.asyncio
 
 from ari_app.store.present import redis_unavailable
-from audiosocket.callspec import KEY_PREFIX
+from audiosocket.keys import KEY_PREFIX
 from audiosocket.runtime.announcing import Announcement, Announcer
 from audiosocket.runtime.stores import decoded, redis_call
 

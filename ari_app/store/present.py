@@ -16,21 +16,15 @@ import structlog
 from ari_app.errors import StoreUnavailable, Unavailable
 from audiosocket.callspec import (
     HEARTBEAT_TTL_MS,
-    KEY_PREFIX,
     NOTICE_SECONDS,
     SPEC_GRACE_SECONDS,
-    WORKERS_KEY,
     CallNotice,
     CallReport,
     CallSpec,
     LegOrder,
     WorkerInfo,
-    notice_stream,
-    orders_channel,
-    report_stream,
-    spec_key,
-    worker_key,
 )
+from audiosocket.keys import KEY_PREFIX, WORKERS_KEY, notice_stream, orders_channel, report_stream, spec_key, worker_key
 from audiosocket.runtime.stores import T, decoded, listen, pause, redis_call
 
 REPORT_GROUP = "controller"

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import msgspec
 import redis.asyncio
 
-from audiosocket.callspec import HEARTBEAT_TTL_MS, KEY_PREFIX, WORKERS_KEY, WorkerInfo, pair_key, worker_key
+from audiosocket.callspec import HEARTBEAT_TTL_MS, WorkerInfo
+from audiosocket.keys import KEY_PREFIX, WORKERS_KEY, pair_key, worker_key
 
 ANNOUNCE = (resources.files("audiosocket.runtime") / "announce.lua").read_text(encoding="utf-8")
 

@@ -17,7 +17,7 @@ from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnec
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, ConnectionError, MovedError, RedisError, ResponseError
 
-from audiosocket.callspec import KEY_PREFIX
+from audiosocket.keys import KEY_PREFIX
 from audiosocket.runtime.redis_address import RedisAddress
 
 _SLOT = key_slot(KEY_PREFIX.encode())

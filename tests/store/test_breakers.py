@@ -15,8 +15,9 @@ import pytest_asyncio
 from ari_app.store.present import Present
 from audiosocket.breaker import Outcome, Verdict
 from audiosocket.breakers import ANSWER_SECONDS, BreakerDesk, RedisBreakers, breaker_key
-from audiosocket.callspec import CallNotice, LegOrder, notice_stream, orders_channel, report_stream
+from audiosocket.callspec import CallNotice, LegOrder
 from audiosocket.errors import Unavailable
+from audiosocket.keys import notice_stream, orders_channel, report_stream
 from audiosocket.prompts import Prompts
 from audiosocket.registry import Registry
 from audiosocket.runtime.process import StopSignal

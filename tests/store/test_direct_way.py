@@ -21,20 +21,11 @@ from ari_app.fleet.direct import DirectWay
 from ari_app.fleet.leases import Leases
 from ari_app.fleet.reach import Reach, ReachedLeases, ReachedPresent
 from ari_app.fleet.remembered import RememberedWorkers
-from audiosocket.callspec import (
-    DIRECT_PATH,
-    CallNotice,
-    CallReport,
-    CallSpec,
-    EndReason,
-    LegOrder,
-    Told,
-    notice_stream,
-    report_stream,
-)
+from audiosocket.callspec import DIRECT_PATH, CallNotice, CallReport, CallSpec, EndReason, LegOrder, Told
 from audiosocket.direct_way import BODY_BYTES
 from audiosocket.direct_way import DirectWay as WorkersWay
 from audiosocket.handed_specs import HandedSpecs
+from audiosocket.keys import notice_stream, report_stream
 from audiosocket.outbox import Outbox
 from audiosocket.registry import Registry
 from audiosocket.runtime.process import StopSignal

@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ari_app.errors import NoCapacity
 from ari_app.fleet.leases import WAIT_SECONDS, Held, Lease
-from audiosocket.callspec import HEARTBEAT_TTL_MS, KEY_PREFIX, mark_key
+from audiosocket.callspec import HEARTBEAT_TTL_MS
+from audiosocket.keys import KEY_PREFIX, mark_key
 from audiosocket.runtime.announcing import announcement_of
 from audiosocket.runtime.stores import open_redis
 from audiosocket.settings import StoreUrls

@@ -10,7 +10,8 @@ import pytest
 
 from ari_app.errors import NoCapacity, StoreUnavailable
 from ari_app.fleet.leases import Held, Lease, Leases
-from audiosocket.callspec import HEARTBEAT_TTL_MS, KEY_PREFIX, mark_key, worker_key
+from audiosocket.callspec import HEARTBEAT_TTL_MS
+from audiosocket.keys import KEY_PREFIX, mark_key, worker_key
 from audiosocket.runtime.announcing import Announcer, announcement_of
 from audiosocket.runtime.stores import open_redis
 from audiosocket.settings import StoreUrls

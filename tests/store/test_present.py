@@ -10,7 +10,8 @@ import pytest
 
 from ari_app.errors import Unavailable
 from ari_app.store.present import Command, CommandReader, Present, ReportReader
-from audiosocket.callspec import CallNotice, CallReport, LegOrder, notice_stream, orders_channel, report_stream
+from audiosocket.callspec import CallNotice, CallReport, LegOrder
+from audiosocket.keys import notice_stream, orders_channel, report_stream
 from audiosocket.registry import Registry
 from audiosocket.runtime.stores import open_redis
 from tests.store.test_registry import report

@@ -12,8 +12,9 @@ import pytest
 from ari_app.errors import NoCapacity, StoreUnavailable
 from ari_app.fleet.leases import Held, Leases
 from ari_app.store.present import Present, ReportReader
-from audiosocket.callspec import LegOrder, report_stream
+from audiosocket.callspec import LegOrder
 from audiosocket.errors import Unavailable
+from audiosocket.keys import report_stream
 from audiosocket.registry import Registry
 from audiosocket.runtime.stores import open_redis
 from audiosocket.settings import StoreUrls

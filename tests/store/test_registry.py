@@ -17,21 +17,9 @@ from pydantic import SecretStr
 from ari_app.errors import NoCapacity, StoreUnavailable
 from ari_app.fleet.leases import Leases
 from ari_app.store.present import Present
-from audiosocket.callspec import (
-    SPEC_GRACE_SECONDS,
-    WORKERS_KEY,
-    CallReport,
-    CallSpec,
-    EndReason,
-    LegOrder,
-    MediaFigures,
-    WorkerInfo,
-    report_stream,
-    spec_key,
-    taken_key,
-    worker_key,
-)
+from audiosocket.callspec import SPEC_GRACE_SECONDS, CallReport, CallSpec, EndReason, LegOrder, MediaFigures, WorkerInfo
 from audiosocket.errors import ConfigError, SpecRefused, Unavailable
+from audiosocket.keys import WORKERS_KEY, report_stream, spec_key, taken_key, worker_key
 from audiosocket.registry import Registry, open_registry
 from audiosocket.runtime.stores import open_redis, redis_call
 from audiosocket.settings import NodeSettings, StoreUrls

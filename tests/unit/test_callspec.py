@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audiosocket.callspec import (
-    KEY_PREFIX,
-    WORKERS_KEY,
     CallReport,
     CallSpec,
     EndReason,
@@ -20,11 +18,8 @@ from audiosocket.callspec import (
     Milestone,
     WorkerInfo,
     masked_url,
-    report_stream,
-    spec_key,
-    taken_key,
-    worker_key,
 )
+from audiosocket.keys import KEY_PREFIX, WORKERS_KEY, report_stream, spec_key, taken_key, worker_key
 from tests.media import call_spec
 
 pytestmark = pytest.mark.unit
