@@ -57,7 +57,19 @@ class _MasterPool(SentinelConnectionPool, BlockingConnectionPool):
 
 
 class _Sentinels(Sentinel):
-    """redis-py's own."""
+    """redis-py's own, and all of them for ever.
+
+    It exchanges the one that has answered with the first by the place where it stood when it was asked. Where several
+    ask at once the first is gone from the list then, and never closed.
+    """
+
+    async def discover_master(self, name: str) -> tuple[str, int]:
+        """Where the master is now."""
+        all_of_them = list(self.sentinels)
+        try:
+            return await super().discover_master(name)  # type: ignore[no-any-return]
+        finally:
+            self.sentinels = list(dict.fromkeys([*self.sentinels, *all_of_them]))
 
     def prefer(self, host: tuple[str, int]) -> None:
         """Who is the master is not for a server to say."""

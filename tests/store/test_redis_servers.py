@@ -129,3 +129,16 @@ async def test_one_that_hangs_among_those_asked_does_not_keep_the_others_from_be
         client = open_redis(servers.urls)
         assert await Present(client).workers() == []
         await client.aclose()
+
+
+async def test_several_that_ask_at_once_lose_no_sentinel(tmp_path):
+    async with watched_by_sentinels(tmp_path) as (servers, _):
+        first = int(servers.urls.redis.split(":")[2].split(",")[0])
+        servers.signal(first, signal.SIGSTOP)
+        client = open_redis(servers.urls)
+        manager = client.connection_pool.sentinel_manager
+        known = set(manager.sentinels)
+        assert await asyncio.gather(*(Present(client).workers() for _ in range(5))) == [[]] * 5
+        assert len(manager.sentinels) == len(known) == 3
+        assert set(manager.sentinels) == known
+        await client.aclose()
