@@ -552,6 +552,8 @@ class Neighbours:
         def effect() -> None:
             self._connect(host, leg_uuid, 9392)
             self.channels[identifier] = channel(identifier)
+            if not self.starts_media:
+                return
             if self.connects_websockets:
                 self.legs[identifier] = leg_uuid
                 self.take(leg_uuid)

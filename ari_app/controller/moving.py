@@ -54,6 +54,8 @@ class Moving:
         self._lost_at: float | None = None
         self._pause = 0.0
         self._why = ""
+        self._no_other = ""
+        """Why no other worker took a call that was being set up."""
         self._untaken = False
         self._may_yet = False
         self._services = services
@@ -96,6 +98,9 @@ class Moving:
         answered, connected = row.answered_at is not None, row.connected_at is not None
         trigger = without_worker(state, message.trigger, answered=answered, connected=connected)
         if trigger is None or reported or not self._may(trigger):
+            if message.trigger is Trigger.MEDIA_FAILED and self._no_other not in message.detail:
+                # It came while another one was looked for.
+                return replace(message, detail=f"{message.detail}; {self._no_other}")
             if message.trigger is not Trigger.WORKER_GONE:
                 return message
             failed = Trigger.REPORT_TIMEOUT if state is State.REPORTING else Trigger.MEDIA_GONE
@@ -160,10 +165,11 @@ class Moving:
             await self._begin(await self._another(), admission, resumed=False)
         except TrunkbridgeError as error:
             self.moves.retries_over()
+            self._no_other = f"no other worker: {error}"
             if may_yet:
                 limits.last_worker()
                 return None
-            return Message(Trigger.MEDIA_FAILED, detail=f"{self._why}; no other worker: {error}")
+            return Message(Trigger.MEDIA_FAILED, detail=f"{self._why}; {self._no_other}")
         self._story.event("worker_replaced", worker=self._story.row.worker_id, why=self._why)
         self._lost_at = None  # it has not been connected, so that this is no move
         return await self._legs.attach(actor, admission.media_format)

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from ari_app.ari.errors import AriRejected
+from ari_app.ari.events import ChannelDestroyed
 from ari_app.call import moving as rules
 from ari_app.call.machine import State
 from ari_app.controller import turns, worker_watch
@@ -444,3 +445,21 @@ async def test_a_worker_that_is_late_and_the_only_one_has_the_rest_of_the_time()
     actor.start_media()
     await at(pbx, "gw/0")
     await hangs_up(pbx)
+
+
+async def test_why_no_other_worker_took_a_call_is_said_when_its_leg_fails_later() -> None:
+    pbx = Neighbours(websocket=True, holds=True)
+    pbx.starts_media = False
+    pbx.arrive()
+    await pbx.arrived()
+    await until(lambda: pbx.steps.count("acquire") == 2, "a look for another worker")
+    await asyncio.sleep(0.1)
+    media = pbx.media
+    assert media is not None
+    never_connected = ChannelDestroyed(**pbx._about(media), cause=3, cause_txt="No route to destination")
+    del pbx.channels[media]
+    pbx.emit(never_connected)
+    await pbx.over()
+    row = nothing_left(pbx)
+    assert row.reason == "media_failed"
+    assert "; no other worker: " in (row.detail or "")
