@@ -124,7 +124,7 @@ class Moving:
         """Whether nobody listens where the report was to come from. Who dies may have listened a moment before, and who
         is frozen seems to listen."""
         row = self._story.row
-        if row.worker_id in self._services.gone:
+        if self._is_gone(row.worker_id):
             return True
         if self._legs.heard and self._legs.report_due and self.moves.possible:
             await self._legs.inquire(talked=row.connected_at is not None)
@@ -204,8 +204,14 @@ class Moving:
 
     def _fail(self) -> None:
         worker = self._story.row.worker_id
-        if worker and worker not in self._services.gone:  # such a one is passed over for as long as it is gone
+        if worker and not self._is_gone(worker):  # such a one is passed over for as long as it is gone
             self._failed[worker] = 0 if self._legs.worker is None else self._legs.worker.started_at_ms
+
+    def _is_gone(self, worker: str | None) -> bool:
+        """Whether the run of the worker that has the call is gone. An earlier one may be, and the watch not know yet
+        that it was started again."""
+        run = self._services.gone.get(worker or "")
+        return run is not None and self._legs.is_at(worker or "", run)
 
     async def _another(self) -> Lease:
         services, row = self._services, self._story.row

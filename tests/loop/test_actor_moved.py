@@ -463,3 +463,15 @@ async def test_why_no_other_worker_took_a_call_is_said_when_its_leg_fails_later(
     row = nothing_left(pbx)
     assert row.reason == "media_failed"
     assert "; no other worker: " in (row.detail or "")
+
+
+async def test_a_worker_that_fails_is_not_tried_again_because_an_earlier_run_of_it_was_gone() -> None:
+    pbx = Neighbours(websocket=True, connects_websockets=False)
+    pbx.controller._live.services.gone["gw/0"] = pbx.run - 1
+    pbx.arrive()
+    await pbx.arrived()
+    await pbx.over()
+    row = nothing_left(pbx)
+    assert row.reason == "media_failed"
+    assert "; no other worker: " in (row.detail or "")
+    assert pbx.steps.count("external_websocket") == 1
