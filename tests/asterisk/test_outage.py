@@ -37,17 +37,17 @@ async def records_complete(live: Live, calls: list[Call]) -> None:
 
 
 async def faults(outage: Outage) -> None:
-    """In which something is away most of the time, for longer than a call each."""
-    await asyncio.sleep(2)
-    await outage.restart_redis(8)
-    await asyncio.sleep(4)
-    await outage.freeze_redis(6)
+    """55 seconds in which something is away most of the time."""
     await asyncio.sleep(3)
-    await outage.restart_postgres(6)
-    await asyncio.sleep(2)
+    await outage.restart_redis(12)
+    await asyncio.sleep(5)
+    await outage.freeze_redis(8)
+    await asyncio.sleep(4)
+    await outage.restart_postgres(10)
+    await asyncio.sleep(3)
     async with asyncio.TaskGroup() as both:
-        both.create_task(outage.restart_redis(6))
-        both.create_task(outage.restart_postgres(6))
+        both.create_task(outage.restart_redis(8))
+        both.create_task(outage.restart_postgres(8))
 
 
 async def test_restarts_of_both_stores_cost_no_call_and_no_record(
@@ -59,9 +59,9 @@ async def test_restarts_of_both_stores_cost_no_call_and_no_record(
         traffic = Traffic(live, 4.0)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(faults(outage))
-            tasks.create_task(traffic.run(44, 2))
+            tasks.create_task(traffic.run(60, 2))
         assert (traffic.refused, traffic.dropped) == ([], [])
-        assert len(traffic.calls) == 88
+        assert len(traffic.calls) == 120
         assert all(await asyncio.gather(*(hears_itself(call, 400 + 50 * n) for n, call in enumerate(long_calls))))
         await asyncio.gather(*(call.hang_up() for call in long_calls))
         await records_complete(live, [*long_calls, *traffic.calls])
