@@ -25,8 +25,6 @@ T = TypeVar("T")
 
 BEGINS_AT = 100_000.0
 """The same for every test: what depends on it fails again."""
-
-
 SPEED = 100
 """How much faster than real time a clock may run that has sockets beside it: within this process the kernel hands over
 at once what is sent, or nearly so."""

@@ -10,12 +10,12 @@ from tools.bench.endings import end_calls
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.alone]
 
-CALLS = 350
+CALLS = 500
 
 
 @pytest.mark.timeout(240)
 async def test_nothing_is_left_of_calls_however_they_end(tmp_path: Path) -> None:
-    ended = await end_calls(tmp_path / "endings", CALLS, rate=16, at_once=50, kill_seconds=4)
+    ended = await end_calls(tmp_path / "endings", CALLS, rate=16, at_once=50)
     assert min(ended.kills["worker"], ended.kills["controller"]) >= 1
     assert not any(ended.left.values()), ended.left
     assert (ended.open, ended.twice) == (0, 0)

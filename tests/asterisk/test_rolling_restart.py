@@ -23,7 +23,7 @@ from tools.sip.sipp import Ending
 pytestmark = pytest.mark.asterisk
 
 RATE = 5
-SECONDS = 26
+SECONDS = 30
 HOLD_SECONDS = 3.0
 
 

@@ -175,11 +175,8 @@ class Ended:
         return sum(row.ended_at is None for row in self.rows)
 
 
-async def end_calls(
-    folder: Path, calls: int, rate: float, at_once: int = AT_ONCE, kill_seconds: float = KILL_SECONDS
-) -> Ended:
-    """So many calls of all kinds, and what is left of them; the system has room for `at_once`, and something is killed
-    so long after what was killed before runs again."""
+async def end_calls(folder: Path, calls: int, rate: float, at_once: int = AT_ONCE) -> Ended:
+    """So many calls of all kinds, and what is left of them; the system has room for `at_once`."""
     of_each = {kind: max(1, calls * kind.share // 100) for kind in KINDS}
     kills: Counter[str] = Counter()
     async with ending_system(folder, at_once) as system:
@@ -187,7 +184,7 @@ async def end_calls(
         callers = asyncio.gather(
             *(_callers(system, folder, kind, count, rate * kind.share / 100) for kind, count in of_each.items())
         )
-        killing = asyncio.create_task(kill_in_turn(system, kills, kill_seconds), name="kills")
+        killing = asyncio.create_task(kill_in_turn(system, kills), name="kills")
         try:
             codes = set(await callers)
         finally:
@@ -304,12 +301,12 @@ async def _callers(system: System, folder: Path, kind: Kind, calls: int, rate: f
         return await process.wait()
 
 
-async def kill_in_turn(system: System, kills: Counter[str], kill_seconds: float) -> None:
+async def kill_in_turn(system: System, kills: Counter[str]) -> None:
     """Kills a worker, then the controller, then the next worker, and so on, for ever; each is started again. They are
     counted in `kills`."""
     turn = 0
     while True:
-        await asyncio.sleep(kill_seconds)
+        await asyncio.sleep(KILL_SECONDS)
         process = system.controller if turn % 2 else system.workers[turn // 2 % len(system.workers)]
         await process.kill()
         kills["controller" if turn % 2 else "worker"] += 1
