@@ -116,7 +116,7 @@ class AppStage:
         self._stream = stream
         self.opened = True
         self._session.open(stream.send)
-        if self._session.held:
+        if not self._session.answered:
             self._events.notify("connected", "")
         self.callbacks.started()
         ending = await self._carry(stream, permit)

@@ -143,6 +143,9 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The application only listens: it is sent no marks and no digits, and what it sends is ignored."""
     held: bool = False
     """The caller has not been answered: nothing is played until a `release` order or the caller's first frame."""
+    joining_seconds: float = 0.0
+    """The leg is put into the bridge when the worker has it, and what is played before is heard by nobody: how long
+    nothing is played for want of a `release` order and of a frame of the caller's; 0: the leg is joined."""
     first_audio_seconds: float = 0.0
     """How long the application may take to its first audio, from the stream's start or its release; 0: for ever."""
     max_silence_seconds: float = 0.0

@@ -216,8 +216,8 @@ class MediaCall:
             opened = self._stage is not None and self._stage.opened
             if ending is not None:
                 self._leave(ending)
-            held = self._session is not None and self._session.held
-            step = self._stages.after(ending, opened=opened, held=held)
+            answered = self._session is None or self._session.answered
+            step = self._stages.after(ending, opened=opened, answered=answered)
             if not isinstance(step, Finish):
                 self._tell_end()
 
@@ -261,7 +261,7 @@ class MediaCall:
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._note("prompt_started", {"prompt": prompt, "ms": len(frames) * FRAME_MS})
         session.play(iter(frames), lambda: over.set_result(None))
-        if session.held:
+        if not session.answered:
             self._notify("connected", "")
             self._notify("speaking", "")
         await asyncio.wait((over, *self._events.over), return_when=asyncio.FIRST_COMPLETED)

@@ -22,7 +22,7 @@ from audiosocket.g711 import CONVERTERS, SAMPLES, Encoding, silent_frame
 from audiosocket.playout import Playout
 from audiosocket.recording.recorder import Recorder
 from audiosocket.turns import Turns
-from audiosocket.wire import LINEAR
+from audiosocket.wire import FRAME_MS, LINEAR
 
 CATCH_UP_FRAMES = 2
 """Frames that a late tick may hand out besides its own: 40 ms, which every jitter buffer holds."""
@@ -82,6 +82,7 @@ class Session(Carried):
         "_digits_sent_at",
         "_digits_to_caller",
         "_instant_mark",
+        "_joined_by",
         "_mark_characters",
         "_media_format",
         "_next_frame",
@@ -92,6 +93,7 @@ class Session(Carried):
         "_silence",
         "_spoken",
         "_stale_rest",
+        "answered",
         "began",
     )
 
@@ -132,8 +134,14 @@ class Session(Carried):
         self._filled_tick = 0
         self._filled_frames = 0
         self.recorder: Recorder | None = None
-        self.held = spec.held
-        self._next_frame: Callable[[], bytes | None] = _nothing if spec.held else self.playout.tick
+        self.answered = not spec.held
+        """Whether the caller is: he can be refused with a code of SIP's otherwise, and hears nothing."""
+        self.held = spec.held or spec.joining_seconds > 0
+        """Whether nothing is played, for nobody would hear it."""
+        self._joined_by = round(spec.joining_seconds * 1000 / FRAME_MS)
+        self._next_frame: Callable[[], bytes | None] = self.playout.tick
+        if self.held:
+            self._next_frame = _nothing if spec.held else self._join
         self.app_blocked = False
         self.began = 0
         """The tick from which the application's first audio is waited for."""
@@ -159,8 +167,9 @@ class Session(Carried):
         self._open = self._flowing = False
 
     def let_go(self) -> None:
-        """The call is over: its last stream is not referred to any more."""
+        """The call is over: its last stream is not referred to any more, nor is this by itself."""
         self._send = nowhere
+        self._next_frame = _nothing
 
     def switch(self, spec: CallSpec, dialect: Dialect, times: TurnTimes) -> None:
         """Another application takes over: what the one before has left is dropped. The stream starts at `open`."""
@@ -177,12 +186,14 @@ class Session(Carried):
         self._prompt_over = over
 
     def release(self) -> None:
-        """The caller has been answered: what has been held back is played."""
+        """The caller has been answered and is bridged: what has been held back is played."""
         if self.held:
             self.held = False
             self._next_frame = self.playout.tick
             self.began = self.ticks
-            self._note("released", {})
+            if not self.answered:
+                self.answered = True
+                self._note("released", {})
 
     def adopt(self, spec: CallSpec, dialect: Dialect) -> None:
         """What the stream that is to be opened speaks."""
@@ -294,7 +305,7 @@ class Session(Carried):
             self._media_received += 1
             self.bytes_received += len(asked)
             self.playout.push(asked)
-            if self.held and asked and not self._spoken:
+            if not self.answered and asked and not self._spoken:
                 self._spoken = True
                 self._tell("speaking")
         elif type(asked) is Mark:
@@ -362,6 +373,13 @@ class Session(Carried):
             self.first_audio = True
             self._note("first_app_audio", {})
         return self._header + frame
+
+    def _join(self) -> bytes | None:
+        # Nobody says that the leg is joined. A caller whose telephone sends nothing hears what there is even so.
+        if self.ticks < self._joined_by:
+            return None
+        self.release()
+        return self.playout.tick()
 
     def _nothing_played(self) -> bytes:
         playout = self.playout

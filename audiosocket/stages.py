@@ -93,13 +93,13 @@ class Stages:
         """The application itself."""
         return Dial(self._spec)
 
-    def after(self, ending: Ending | None, *, opened: bool = False, held: bool = False) -> Step:
+    def after(self, ending: Ending | None, *, opened: bool = False, answered: bool = True) -> Step:
         """What comes after a stage that has ended so; None: a prompt was played to its end.
 
-        `opened`: the stage's stream had been open. `held`: the caller has not been answered.
+        `opened`: the stage's stream had been open. `answered`: the caller has been.
         """
         if ending is None or ending.failure:
-            return self._after_failure(ending, held)
+            return self._after_failure(ending, answered)
         if ending.reason in GOOD_ENDS and self._spec.next is not None:
             self._spec = self._spec.next
             self._failure = None
@@ -110,7 +110,7 @@ class Stages:
             return Finish(self._failure)
         return Finish(ending)
 
-    def _after_failure(self, ending: Ending | None, held: bool) -> Step:
+    def _after_failure(self, ending: Ending | None, answered: bool) -> Step:
         if ending is not None:
             self.failed = True
             self._failure = self._failure or ending
@@ -119,7 +119,7 @@ class Stages:
         if spec.fallback_url and not self._fallback:
             self._fallback = True
             return Dial(msgspec.structs.replace(spec, url=spec.fallback_url), fallback=True)
-        silent = held or not spec.fallback_tone
+        silent = not (answered and spec.fallback_tone)
         if self._playing or (silent and not spec.fallback_prompt):
             # A caller who has not been answered is refused with a code of SIP's, which says more than a tone; one who
             # goes on elsewhere is not told that his call has failed.

@@ -374,7 +374,8 @@ class CallActor:
                 await self._waiting.quiet()
                 return await actions.join()
             case Action.RELEASE:
-                if isinstance(self._admission, Admission) and self._admission.held:
+                admission = self._admission
+                if isinstance(admission, Admission) and (admission.held or not admission.application.one_way):
                     await self._legs.release()
             case Action.INQUIRE:
                 if not self._legs.report_due:

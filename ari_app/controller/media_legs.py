@@ -155,7 +155,7 @@ class MediaLegs:
         return None  # its StasisStart is what counts
 
     async def release(self) -> None:
-        """Tells the worker of a held leg that the caller is there; his first audio would tell it too."""
+        """Tells the worker that the caller hears what it plays; his first audio would tell it too."""
         try:
             await self._send_order(LegOrder(leg_uuid=self.leg_uuid, order="release"))
         except StoreUnavailable as error:

@@ -12,6 +12,9 @@ from ari_app.store.records import CallRow
 from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.keys import report_stream
 
+JOINING_SECONDS = 1.0
+"""A leg is joined some milliseconds after its worker has it, on a PBX with much to do some hundred."""
+
 
 def call_spec(
     row: CallRow,
@@ -69,6 +72,7 @@ def call_spec(
         message_max_bytes=application.message_max_bytes,
         close_without_frame=application.close_without_frame,
         held=admission.held,
+        joining_seconds=0 if admission.held or application.one_way else JOINING_SECONDS,
         callback_url=application.status_callback or "",
         recording=application.record,
         one_way=application.one_way,

@@ -38,8 +38,9 @@ from tests.worker_rig import until
 
 pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
-SET_UP = ["subscribe", "acquire", "put_spec", "answer", "external_media", "create_bridge", "add_to_bridge"]
-SET_UP_RINGING = [*SET_UP[:3], "ring", "external_media", "answer", "create_bridge", "add_to_bridge", "send_order"]
+JOIN = ["create_bridge", "add_to_bridge", "send_order"]
+SET_UP = ["subscribe", "acquire", "put_spec", "answer", "external_media", *JOIN]
+SET_UP_RINGING = [*SET_UP[:3], "ring", "external_media", "answer", *JOIN]
 FORK = ["snoop", "create_bridge", "add_to_bridge", "set_variables", "continue"]
 SET_UP_FORK = [*SET_UP[:5], *FORK]
 SET_UP_FORK_RINGING = [*SET_UP_RINGING[:6], *FORK, "send_order"]
@@ -53,7 +54,7 @@ FLOWS = {
     "rtp": SET_UP_RTP,
     "websocket": SET_UP_WEBSOCKET,
 }
-EVERY_STEP = [(answer, step) for answer, steps in FLOWS.items() for step in steps]
+EVERY_STEP = [(answer, step) for answer, steps in FLOWS.items() for step in dict.fromkeys(steps)]
 TEAR_DOWN = ["hangup_caller", "hangup_media", "destroy_bridge", "release"]
 EVERY_END = [(answer, step) for answer in FLOWS for step in TEAR_DOWN + ["hangup_snoop"] * answer.startswith("fork")]
 GOING_ON = ["set_variables", "continue"]

@@ -27,9 +27,10 @@ def digit(pbx: Neighbours, key: str, of: str = CALLER) -> None:
 async def test_the_worker_is_told_where_asterisk_is_and_when_it_is_over(pbx: Neighbours) -> None:
     await up(pbx)
     assert pbx.steps[2:] == SET_UP_RTP[2:]
-    ((worker, order),) = pbx.orders
+    (worker, order), (_, release) = pbx.orders
     (spec,) = pbx.specs.values()
     assert (worker, order.order, order.leg_uuid) == ("gw/0", "open", spec.leg_uuid)
+    assert (release.order, release.leg_uuid) == ("release", spec.leg_uuid)
     assert (order.remote, order.media_format) == (MEDIA_ADDRESS, spec.media_format)
     pbx.destroy(CALLER, 16, requested=True)
     await pbx.over()
@@ -110,7 +111,7 @@ async def test_digits_of_the_caller_go_to_the_worker_in_order(pbx: Neighbours) -
         digit(pbx, key)
     assert pbx.media is not None
     digit(pbx, "9", of=pbx.media)
-    await until(lambda: len(pbx.orders) == 4, "three digits")
+    await until(lambda: len(pbx.orders) == 5, "three digits")
     assert [order.digits for _, order in pbx.orders if order.order == "digits"] == ["1", "5", "#"]
     await pbx.order_hangup()
     await pbx.over()
@@ -129,7 +130,7 @@ async def test_what_rtp_does_not_carry_goes_by_audiosocket(rtp: bool) -> None:
     await pbx.order_hangup()
     pbx.rtp = False
     await pbx.over()
-    assert [order.order for _, order in pbx.orders] == ["end"]
+    assert [order.order for _, order in pbx.orders] == ["release", "end"]
 
 
 async def test_an_adopted_call_knows_its_leg_by_the_channel(pbx: Neighbours) -> None:

@@ -184,7 +184,7 @@ async def test_a_route_that_answers_at_once_holds_nothing_back() -> None:
     pbx.notice(spec.leg_uuid, "speaking")
     await asyncio.sleep(0.02)
     await end(pbx)
-    assert [order.order for _, order in pbx.orders] == ["end"]
+    assert [order.order for _, order in pbx.orders] == ["release", "end"]
     assert "ring" not in pbx.steps
 
 

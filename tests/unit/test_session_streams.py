@@ -252,6 +252,46 @@ def test_a_prompt_waits_for_a_held_caller() -> None:
     assert call.heard(3) == [SPEECH]
 
 
+# A leg that is not in the bridge yet
+
+
+def test_nothing_is_played_before_the_leg_is_joined() -> None:
+    call = Call(joining_seconds=1)
+    call.say(SPEECH * 3)
+    call.mark("after")
+    assert not call.heard(40)
+    assert "mark" not in call.events()
+    call.session.release()
+    assert call.heard(10) == [SPEECH] * 3
+    assert "mark" in call.events()
+    # He has been answered: nobody waits for the first word.
+    assert (call.told, call.notes) == ([], ["first_app_audio"])
+
+
+def test_the_callers_first_frame_shows_that_the_leg_is_joined() -> None:
+    call = Call(joining_seconds=1)
+    call.say()
+    assert not call.heard(5)
+    call.session.caller_audio(QUIET)
+    assert call.heard(5) == [SPEECH]
+
+
+def test_a_leg_that_nobody_calls_joined_is_played_to_in_the_end() -> None:
+    call = Call(joining_seconds=1)
+    call.say(SPEECH * 3)
+    assert not call.heard(49)
+    assert call.heard(10) == [SPEECH] * 3
+    call.say()
+    assert call.heard(5) == [SPEECH]
+
+
+def test_the_first_audio_is_waited_for_from_the_joining_on() -> None:
+    call = Call(joining_seconds=1)
+    call.heard(30)
+    call.session.release()
+    assert call.session.began == call.session.ticks
+
+
 # Less, and more
 
 

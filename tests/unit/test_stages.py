@@ -95,7 +95,7 @@ def test_a_worker_that_is_stopped_during_the_prompt_says_so() -> None:
 def test_a_held_caller_is_refused_rather_than_played_a_tone() -> None:
     stages = Stages(call_spec(held=True))
     stages.first()
-    assert stages.after(REFUSED, held=True) == Finish(REFUSED)
+    assert stages.after(REFUSED, answered=False) == Finish(REFUSED)
 
 
 def test_a_caller_who_goes_on_elsewhere_hears_no_tone_but_a_prompt() -> None:
@@ -111,13 +111,13 @@ def test_a_caller_who_goes_on_elsewhere_hears_no_tone_but_a_prompt() -> None:
 def test_a_held_caller_is_played_a_prompt_that_the_operator_has_chosen() -> None:
     stages = Stages(call_spec(held=True, fallback_prompt="sorry"))
     stages.first()
-    assert stages.after(REFUSED, held=True) == Play("sorry")
+    assert stages.after(REFUSED, answered=False) == Play("sorry")
 
 
 def test_a_released_caller_hears_the_tone() -> None:
     stages = Stages(call_spec(held=True))
     stages.first()
-    assert stages.after(LOST, opened=True, held=False) == Play("")
+    assert stages.after(LOST, opened=True, answered=True) == Play("")
 
 
 @pytest.mark.parametrize("ending", [CLOSED, LIMIT])
