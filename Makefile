@@ -35,7 +35,7 @@ test: setup-test
 	@$(if $(filter-out unit,$(RUNG)),,$(PY) -m pytest -n 2 -m unit)
 	@$(if $(filter-out loop,$(RUNG)),,$(PY) -m pytest -n 2 --dist loadfile -m "loop and virtual_time" tests/loop)
 	@$(if $(filter-out loop,$(RUNG)),,$(PY) -m pytest -m "loop and not virtual_time" tests/loop)
-	@$(if $(filter-out store asterisk,$(RUNG)),,$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	@$(if $(filter-out store asterisk,$(RUNG)),,$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
 		-m "($(or $(RUNG),store or asterisk)) and not alone" tests/store tests/asterisk)
 	@$(if $(filter-out asterisk,$(RUNG)),,$(PY) -m pytest -m alone tests/asterisk)
 	@$(if $(filter-out multihost,$(RUNG)),,$(AS_ROOT) $(PY) -m pytest -p no:cacheprovider -m multihost)

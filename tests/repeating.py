@@ -1,21 +1,28 @@
-"""Tests that failed while the machine stood still are repeated: they have said nothing.
+"""Tests that failed while the machine stood still, or had another test to run, are repeated: they have said nothing.
 
-A virtual machine is halted for half a second or two now and then, with all that runs on it. Callers then hear gaps,
-limits pass, workers count as gone: what a test asserts is not so, by no fault of anybody's. Whether the machine stood
-still is measured, all the time (see `standstill.py`): a test of these rungs that failed meanwhile is done again, on
-fixtures of its own, up to `TRIALS` times. A shorter standstill is enough where the host counts processor time that it
-has taken away (steal); steal alone is not. One that fails while the machine runs has failed, at once. What was repeated
-is listed at the end.
+A virtual machine is halted for half a second or two now and then, with all that runs on it, and for a tenth of a second
+more often. Callers then hear gaps, limits pass, workers count as gone: what a test asserts is not so, by no fault of
+anybody's. Whether the machine stood still is measured, all the time (see `standstill.py`): a test of these rungs that
+failed meanwhile is done again, on fixtures of its own, up to `TRIALS` times.
+
+Two systems under test on two processors get in each other's way too. What fails beside another module's tests is done
+again with the machine to itself, and what it does then counts.
+
+One that fails while it has the machine to itself, and the machine runs, has failed, at once. What was repeated is
+listed at the end.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +34,6 @@ from tools.process import guarded
 
 RUNGS = ("loop", "store", "asterisk", "multihost")
 """Theirs is the time of other processes, which no test can hold; of the loop rung, where it is not virtual."""
-DISTURBED_SECONDS = 0.1
-"""So long that a caller can hear it."""
-STOLEN_SECONDS = 0.05
-"""So long where the host says that it has taken processors away, `STOLEN_SHARE` of one or more on average."""
-STOLEN_SHARE = 0.2
 TRIALS = 4
 REPEATED = "repeated"
 """The property of a report that says why a trial before it did not count."""
@@ -43,11 +45,6 @@ def in_real_time(item: pytest.Item) -> bool:
     """Whether the machine's time is this test's."""
     virtual = item.get_closest_marker("virtual_time")
     return any(item.get_closest_marker(rung) for rung in RUNGS) and (virtual is None or virtual.args == (False,))
-
-
-def stolen_seconds() -> float:
-    """Processor time that the host of this machine has given to others since its start (proc_stat(5): steal)."""
-    return int(Path("/proc/stat").read_text().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def forget(item: pytest.Item) -> None:
@@ -62,6 +59,19 @@ def forget(item: pytest.Item) -> None:
         gc.collect()
     finally:
         sys.unraisablehook = told
+
+
+@contextmanager
+def machine(alone: bool) -> Iterator[None]:
+    """Beside tests of other processes of this run, or of any run of this checkout, or with none of them.
+
+    The second lock is a turnstile: who waits to be alone is not overtaken by those who would go beside others.
+    """
+    with Path(__file__).open() as shared, Path(__file__).with_name("standstill.py").open() as turnstile:
+        fcntl.flock(turnstile, fcntl.LOCK_EX)
+        fcntl.flock(shared, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(turnstile, fcntl.LOCK_UN)
+        yield
 
 
 class Watch:
@@ -80,7 +90,8 @@ class Watch:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def longest(self, since: float) -> float:
-        """The longest that the machine stood still since this monotonic time, in seconds."""
+        """The longest that the machine stood still since this monotonic time, in seconds; 0: not for as long as
+        `standstill.py` takes for one."""
         time.sleep(3 * TICK_SECONDS)  # it may have gone on just now
         assert self._process is not None
         assert self._notes is not None
@@ -95,22 +106,29 @@ class Watch:
         self.start()
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         why: list[str] = []
+        alone = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) == 1
+        hooks = item.config.pluginmanager.hook
         for trial in range(1, TRIALS + 1):
-            began, stolen = time.monotonic(), stolen_seconds()
-            reports = runtestprotocol(item, log=False, nextitem=nextitem)
-            if trial == TRIALS or not any(report.failed for report in reports):
-                break
-            stood_still = self.longest(began)
-            share = (stolen_seconds() - stolen) / (time.monotonic() - began)
-            if stood_still < (STOLEN_SECONDS if share > STOLEN_SHARE else DISTURBED_SECONDS):
-                break
-            failed = next(report for report in reports if report.failed)
-            said = " ".join(str(failed.longrepr).strip().splitlines()[-1:])
-            why.append(f"stood still for {stood_still:.2f} s, {share:.2f} processors stolen: {said}")
-            forget(item)
-            hooks = item.config.pluginmanager.hook
             hooks.pytest_timeout_cancel_timer(item=item)
-            hooks.pytest_timeout_set_timer(item=item, settings=item.stash[LIMIT])
+            with machine(alone):
+                if LIMIT in item.stash:
+                    hooks.pytest_timeout_set_timer(item=item, settings=item.stash[LIMIT])
+                began = time.monotonic()
+                reports = runtestprotocol(item, log=False, nextitem=nextitem)
+            failed = next((report for report in reports if report.failed), None)
+            if failed is None:
+                break
+            forget(item)  # what it has left behind is not held against the next one
+            stood_still = self.longest(began)
+            if trial == TRIALS or (alone and not stood_still):
+                break
+            beside = "" if alone else "beside other tests, "
+            said = " ".join(failed.longreprtext.strip().splitlines()[-1:])
+            crash = getattr(failed.longrepr, "reprcrash", None)
+            if crash is not None:
+                said += ", " + crash.message.partition("\n")[0]
+            why.append(f"{beside}the machine stood still for {stood_still:.2f} s: {said}")
+            alone = True
         reports[-1].user_properties += [(REPEATED, told) for told in why]
         for report in reports:
             item.ihook.pytest_runtest_logreport(report=report)
@@ -130,7 +148,7 @@ class Watch:
             if name == REPEATED
         ]
         if found:
-            terminalreporter.section("repeated, for the machine stood still")
+            terminalreporter.section("repeated, for the machine stood still, or was another test's too")
             for line in found:
                 terminalreporter.line(line)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 import pytest_asyncio
+from aiohttp import web
 
 from tests.live import ECHO, SCRIPTED, Live, caller, leg, live_system
 from tests.worker_rig import until
@@ -181,24 +183,51 @@ async def test_a_media_channel_that_goes_is_replaced(live: Live, kind: str) -> N
 
 @every
 async def test_ten_calls_at_once_are_kept_apart(live: Live) -> None:
-    calls = await asyncio.gather(*(live.talking() for _ in range(10)))
-    await until(lambda: len(live.app.events("start")) == 10, "ten streams")
     # Which call is which stream is known by the caller's number alone.
-    callers = [message["start"]["from"] for message in live.app.events("start")]
-    for number, socket in enumerate(live.app.sockets):
-        await socket.send_json(
+    sockets: dict[str, web.WebSocketResponse] = {}
+
+    async def behave(ws: web.WebSocketResponse) -> None:
+        async for message in ws:
+            told = json.loads(message.data)
+            live.app.messages.append(told)
+            if told["event"] == "start":
+                sockets[told["start"]["from"]] = ws
+
+    live.app.behave = behave
+    calls = await asyncio.gather(*(live.talking() for _ in range(10)))
+    await until(lambda: len(sockets) == 10, "ten streams")
+    sids = {message["start"]["from"]: message["stream_sid"] for message in live.app.events("start")}
+    for number, call in enumerate(calls):
+        await sockets[call.caller].send_json(
             {"event": "media", "media": {"payload": base64.b64encode(tone(400 + 100 * number, 1).tobytes()).decode()}}
         )
-    for number, call in enumerate(calls):
         call.peer.play(tone(450 + 100 * number, 1))
     await asyncio.sleep(1.5)
-    sids = [message["stream_sid"] for message in live.app.events("start")]
     for number, call in enumerate(calls):
-        stream = callers.index(call.caller)
-        assert dominant_frequency(call.peer.received_pcm()) == pytest.approx(400 + 100 * stream, abs=4)
-        heard = live.heard_by_app(sids[stream])
+        assert dominant_frequency(call.peer.received_pcm()) == pytest.approx(400 + 100 * number, abs=4)
+        heard = live.heard_by_app(sids[call.caller])
         assert dominant_frequency(heard) == pytest.approx(450 + 100 * number, abs=4)
     await asyncio.gather(*(call.hang_up() for call in calls))
+
+
+@every
+async def test_greetings_are_whole_when_many_calls_are_joined_at_once(live: Live) -> None:
+    word = base64.b64encode(tone(850, 0.4).tobytes()).decode()
+
+    async def greet_at_once(ws: web.WebSocketResponse) -> None:
+        await ws.send_json({"event": "media", "media": {"payload": word}})
+
+    live.app.behave = greet_at_once
+    calls = [live.ulaw.call(SCRIPTED, caller()) for _ in range(20)]
+    await asyncio.gather(*(call.answered() for call in calls))
+    await until(lambda: len(live.app.events("start")) == 20, "twenty streams")
+    await asyncio.sleep(1)
+    await asyncio.gather(*(call.hang_up() for call in calls))
+    for call in calls:
+        packets = [call.peer.codec.decode(packet.payload).astype(int) for packet in call.peer.audio()]
+        loud = [pcm for pcm in packets if np.abs(pcm).max(initial=0) > 500]
+        assert len(loud) == 20
+        assert dominant_frequency(np.concatenate(loud)) == pytest.approx(850, abs=3)
 
 
 @every
