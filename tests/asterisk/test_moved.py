@@ -84,11 +84,16 @@ async def calls_up(fleet: System, count: int, pause: float = 0.05) -> list[Call]
 
 
 async def by_worker(fleet: System, calls: Iterable[Call]) -> dict[str, list[int]]:
-    """Which of the calls, by number, are on which worker."""
-    rows = {row.caller: row.worker_id or "" for row in await fleet.live.records()}
+    """Which of the calls, by number, are on which worker, once their records, written a moment later, say so."""
+    async with asyncio.timeout(10):
+        while True:
+            rows = {row.caller: row.worker_id for row in await fleet.live.records()}
+            if all(rows.get(call.caller) for call in calls):
+                break
+            await asyncio.sleep(0.05)
     found: dict[str, list[int]] = {fleet.worker(index): [] for index in range(WORKERS)}
     for number, call in enumerate(calls):
-        found[rows[call.caller]].append(number)
+        found[rows[call.caller] or ""].append(number)
     return found
 
 
