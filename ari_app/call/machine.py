@@ -165,7 +165,7 @@ class Action(StrEnum):
     BRIDGE = "bridge"
     """Put media and caller, or his snoop, into one bridge."""
     RELEASE = "release"
-    """Tell the worker of a held leg that the caller is there."""
+    """Tell the worker that the caller hears what it plays."""
     INQUIRE = "inquire"
     """Find out whether the report came before the media channel went, and tell the worker that it went."""
     REPLACE = "replace"
@@ -262,7 +262,7 @@ TABLE: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
     (State.REPORTING, Trigger.RETRY): _ATTACHING_AGAIN,
     (State.RINGING, Trigger.RETRY): _RINGING_ON,
     (State.REPORTING, Trigger.RING_ON): _RINGING_ON,
-    (State.REJOINING, Trigger.BRIDGED): (State.TALKING, ()),
+    (State.REJOINING, Trigger.BRIDGED): (State.TALKING, (Action.RELEASE,)),
     (State.REJOINING, Trigger.BRIDGE_FAILED): _BROKEN,
     (State.CONTINUING, Trigger.CONTINUED): _ENDING,
     (State.CONTINUING, Trigger.CONTINUE_FAILED): _ENDING,

@@ -249,7 +249,6 @@ class Moving:
         )
         spec = replace_struct(
             spec,
-            held=spec.held and row.answered_at is None,
             leg_hold_seconds=0.0 if self._forks else services.settings.leg_hold_seconds,
             leg_number=self._legs.replacements.number + 1,
             begins=True,

@@ -50,6 +50,7 @@ def call_spec(
             applications,
             random_bytes,
         )
+    held = admission.held and row.answered_at is None
     return CallSpec(
         call_id=row.call_id,
         leg_uuid=leg_uuid,
@@ -71,8 +72,8 @@ def call_spec(
         fade_ms=application.fade_ms,
         message_max_bytes=application.message_max_bytes,
         close_without_frame=application.close_without_frame,
-        held=admission.held,
-        joining_seconds=0 if admission.held or application.one_way else JOINING_SECONDS,
+        held=held,
+        joining_seconds=0 if held or application.one_way else JOINING_SECONDS,
         callback_url=application.status_callback or "",
         recording=application.record,
         one_way=application.one_way,

@@ -94,6 +94,27 @@ async def test_a_call_goes_on_with_another_worker(pbx: Neighbours) -> None:
     (moved,) = events(pbx, "moved")
     assert (moved["worker"], moved["moves"]) == ("gw/1", 1)
     assert pbx.steps.count("answer") == pbx.steps.count("create_bridge") == 1
+    assert new.joining_seconds > 0
+    await until(lambda: told_release(pbx, new), "that the leg is in the bridge")
+    await hangs_up(pbx)
+
+
+def told_release(pbx: Neighbours, spec: CallSpec) -> bool:
+    return any((order.order, order.leg_uuid) == ("release", spec.leg_uuid) for _, order in pbx.orders)
+
+
+async def test_a_caller_who_has_been_answered_is_not_held_again() -> None:
+    pbx = Neighbours(config("when_connected"), spare=2, holds=True)
+    pbx.controller.connected.set()
+    pbx.arrive()
+    await pbx.arrived()
+    await pbx.talking()
+    (old,) = pbx.specs.values()
+    assert (old.held, old.joining_seconds) == (True, 0)
+    gone(pbx)
+    new = await at(pbx, "gw/1")
+    assert not new.held
+    assert new.joining_seconds > 0
     await hangs_up(pbx)
 
 

@@ -71,7 +71,7 @@ STREAM_ENDED: Way = [
 REPLACED: Way = [
     (Trigger.REPLACE_DUE, State.REPLACING, (Action.REPLACE,)),
     (Trigger.MEDIA_STARTED, State.REJOINING, (Action.REJOIN,)),
-    (Trigger.BRIDGED, State.TALKING, ()),
+    *TALK,
 ]
 WORKER_FIRST: Way = [(Trigger.LEG_LOST, State.BROKEN, ()), *REPLACED]
 ASTERISK_FIRST: Way = [(Trigger.MEDIA_GONE, State.REPORTING, (Action.INQUIRE,)), *WORKER_FIRST]
@@ -92,7 +92,7 @@ WORKER_GONE: Way = [
     (Trigger.WORKER_GONE, State.STRANDED, (Action.STRAND,)),
     (Trigger.MOVE_DUE, State.MOVING, (Action.MOVE,)),
     (Trigger.MEDIA_STARTED, State.REJOINING, (Action.REJOIN,)),
-    (Trigger.BRIDGED, State.TALKING, ()),
+    *TALK,
 ]
 NO_ROOM_AT_FIRST: Way = [
     (Trigger.WORKER_GONE, State.STRANDED, (Action.STRAND,)),
