@@ -3,7 +3,8 @@
 A virtual machine is halted for half a second or two now and then, with all that runs on it, and for a tenth of a second
 more often. Callers then hear gaps, limits pass, workers count as gone: what a test asserts is not so, by no fault of
 anybody's. Whether the machine stood still is measured, all the time (see `standstill.py`): a test of these rungs that
-failed meanwhile is done again, on fixtures of its own, up to `TRIALS` times.
+failed meanwhile is done again, on fixtures of its own, up to `TRIALS` times. A shorter standstill is enough where the
+host counts processor time that it has taken away (steal); steal alone is not.
 
 Two systems under test on two processors get in each other's way too. What fails beside another module's tests is done
 again with the machine to itself, and what it does then counts.
@@ -34,6 +35,11 @@ from tools.process import guarded
 
 RUNGS = ("loop", "store", "asterisk", "multihost")
 """Theirs is the time of other processes, which no test can hold; of the loop rung, where it is not virtual."""
+DISTURBED_SECONDS = 0.1
+"""So long that a caller can hear it."""
+STOLEN_SECONDS = 0.05
+"""So long where the host says that it has taken processors away, `STOLEN_SHARE` of one or more on average."""
+STOLEN_SHARE = 0.2
 TRIALS = 4
 REPEATED = "repeated"
 """The property of a report that says why a trial before it did not count."""
@@ -45,6 +51,11 @@ def in_real_time(item: pytest.Item) -> bool:
     """Whether the machine's time is this test's."""
     virtual = item.get_closest_marker("virtual_time")
     return any(item.get_closest_marker(rung) for rung in RUNGS) and (virtual is None or virtual.args == (False,))
+
+
+def stolen_seconds() -> float:
+    """Processor time that the host of this machine has given to others since its start (proc_stat(5): steal)."""
+    return int(Path("/proc/stat").read_text().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def forget(item: pytest.Item) -> None:
@@ -90,8 +101,7 @@ class Watch:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def longest(self, since: float) -> float:
-        """The longest that the machine stood still since this monotonic time, in seconds; 0: not for as long as
-        `standstill.py` takes for one."""
+        """The longest that the machine stood still since this monotonic time, in seconds."""
         time.sleep(3 * TICK_SECONDS)  # it may have gone on just now
         assert self._process is not None
         assert self._notes is not None
@@ -113,21 +123,23 @@ class Watch:
             with machine(alone):
                 if LIMIT in item.stash:
                     hooks.pytest_timeout_set_timer(item=item, settings=item.stash[LIMIT])
-                began = time.monotonic()
+                began, stolen = time.monotonic(), stolen_seconds()
                 reports = runtestprotocol(item, log=False, nextitem=nextitem)
             failed = next((report for report in reports if report.failed), None)
             if failed is None:
                 break
             forget(item)  # what it has left behind is not held against the next one
             stood_still = self.longest(began)
-            if trial == TRIALS or (alone and not stood_still):
+            share = (stolen_seconds() - stolen) / (time.monotonic() - began)
+            disturbed = stood_still >= (STOLEN_SECONDS if share > STOLEN_SHARE else DISTURBED_SECONDS)
+            if trial == TRIALS or (alone and not disturbed):
                 break
             beside = "" if alone else "beside other tests, "
             said = " ".join(failed.longreprtext.strip().splitlines()[-1:])
             crash = getattr(failed.longrepr, "reprcrash", None)
             if crash is not None:
                 said += ", " + crash.message.partition("\n")[0]
-            why.append(f"{beside}the machine stood still for {stood_still:.2f} s: {said}")
+            why.append(f"{beside}stood still for {stood_still:.2f} s, {share:.2f} processors stolen: {said}")
             alone = True
         reports[-1].user_properties += [(REPEATED, told) for told in why]
         for report in reports:

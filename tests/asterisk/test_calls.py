@@ -258,11 +258,9 @@ async def test_fifty_calls_at_once_lose_nothing(live: Live) -> None:
     for number, call in enumerate(calls):
         call.peer.play(tone(400 + 40 * number, 6))
     await asyncio.sleep(7.5)
-    queued = {session["call_id"]: session["playout_ms"] // 20 for session in await live.sessions()}
-    assert len(queued) == 50
     await asyncio.gather(*(call.hang_up(20) for call in calls))
     rows = [await live.record(call) for call in calls]
-    assert queued.keys() == {row.call_id for row in rows}
+    assert len({row.call_id for row in rows}) == 50
     assert len(await live.records()) == before + 50
     for number, (call, row) in enumerate(zip(calls, rows, strict=True)):
         assert dominant_frequency(call.peer.received_pcm()) == pytest.approx(400 + 40 * number, abs=3)
@@ -276,7 +274,7 @@ async def test_fifty_calls_at_once_lose_nothing(live: Live) -> None:
         # be known a little before that the call is over.
         sent = media.app_bytes_received // 320
         accounted = sum(media.frames_dropped.get(reason, 0) for reason in ("late", "leg_lost"))
-        assert sent - 10 - queued[row.call_id] <= media.frames_played + accounted <= sent
+        assert sent - 10 <= media.frames_played + accounted <= sent
 
 
 async def test_g711_of_the_worker_agrees_with_the_formula() -> None:
