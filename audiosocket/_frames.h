@@ -48,8 +48,8 @@
 
 #define LEG(O, N, B)                                                                                                      \
     O(session, "session") O(transport, "_transport") O(usual_header, "_usual_header") N(usual_bytes, "_usual_bytes")      \
-    N(blocked_ticks, "_blocked_ticks") N(socket, "_socket") B(closing, "_closing") B(whole, "_whole")                     \
-    B(queued, "_queued")
+    N(blocked_ticks, "_blocked_ticks") N(socket, "_socket") N(read_frames, "_read_frames") B(closing, "_closing")               \
+    B(whole, "_whole") B(queued, "_queued")
 
 #define GATE(O, N, B)                                                                                                     \
     O(app_text, "_app_text") O(unsent, "_unsent") O(write, "_write") O(send_otherwise, "_send_otherwise")                 \

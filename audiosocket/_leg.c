@@ -29,7 +29,8 @@ int leg_read(leg *self, const uint8_t *data, Py_ssize_t size, PyObject *object) 
     PyObject *carried = Py_NewRef(self->session);
     int failed = 0;
     if (count > 1) {
-        Py_ssize_t stale = session_caller_backlog((session *)carried, count);
+        Py_ssize_t beyond = count - (Py_ssize_t)self->read_frames;
+        Py_ssize_t stale = beyond > 0 ? session_caller_backlog((session *)carried, 1 + beyond) : 0;
         if (stale < 0 || stale > count) {
             failed = -1;
             if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "more frames are stale than there are");
@@ -104,6 +105,9 @@ int leg_tick(leg *self, long long missed) {
         failed = left == NULL ? -1 : done(PyObject_CallMethod((PyObject *)self, "_write", "OL", left, missed));
         Py_XDECREF(left);
     }
+    if (!failed && self->read_frames > 1 && is_a(self->session, &session_type)
+        && ((session *)self->session)->gap_ticks >= constants[GAP_TICKS] - 1)
+        failed = done(PyObject_CallMethod((PyObject *)self, "coalesce", "O", Py_False));
 out:
     Py_XDECREF(made);
     return failed;

@@ -60,9 +60,15 @@ class MediaFormat(StrEnum):
         """In Hz, for both directions."""
         return _RATES[self]
 
+    @property
+    def frame_bytes(self) -> int:
+        """Of 20 ms as Asterisk sends them: G.711 has one byte a sample, signed linear two."""
+        return self.sample_rate // 50 * (1 if self in _G711 else 2)
+
 
 WIDEBAND = {16000: MediaFormat.SLIN16, 24000: MediaFormat.SLIN24}
 """What Asterisk is asked for at a sample rate (Hz) that is not 8 kHz."""
+_G711 = (MediaFormat.ULAW, MediaFormat.ALAW)
 _RATES = dict.fromkeys(MediaFormat, 8000) | {form: rate for rate, form in WIDEBAND.items()}
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import structlog
 
+from audiosocket.coalescing import Coalescing
 from audiosocket.overload import FRAME_SECONDS, Overload, Second
 
 SAMPLE_SECONDS = 0.1
@@ -22,14 +24,20 @@ class Load:
     def __init__(self) -> None:
         self.last = Second()
         self._rule = Overload()
+        self._coalescing = Coalescing()
 
     @property
     def overloaded(self) -> bool:
         """See `audiosocket.overload`."""
         return self._rule.overloaded
 
-    async def watch(self) -> NoReturn:
-        """Measures, for ever."""
+    @property
+    def coalescing(self) -> bool:
+        """See `audiosocket.coalescing`."""
+        return self._coalescing.on
+
+    async def watch(self, measured: Callable[[], None]) -> NoReturn:
+        """Measures, for ever, and calls `measured` after each second."""
         loop = asyncio.get_running_loop()
         while True:
             began, cpu = time.monotonic(), time.thread_time()
@@ -52,3 +60,6 @@ class Load:
                     late=self.last.late,
                     worst_ms=round(self.last.worst * 1000),
                 )
+            if self._coalescing.see(self.last):
+                log.info("frames_coalesced" if self.coalescing else "frames_single", cpu=round(self.last.cpu, 2))
+            measured()

@@ -84,7 +84,6 @@ class Session(Carried):
         "_instant_mark",
         "_joined_by",
         "_mark_characters",
-        "_media_format",
         "_next_frame",
         "_note",
         "_notify",
@@ -95,6 +94,7 @@ class Session(Carried):
         "_stale_rest",
         "answered",
         "began",
+        "media_format",
     )
 
     def __init__(
@@ -112,7 +112,7 @@ class Session(Carried):
         super().__init__(dialect, playout, Turns(spec.media_format, times or TurnTimes()), LINEAR[rate])
         self._header = self.linear.header
         self._silence_frame = self.linear.silence
-        self._media_format = spec.media_format
+        self.media_format = spec.media_format
         self._send = send
         self._note = note
         self._notify = notify
@@ -200,11 +200,11 @@ class Session(Carried):
         self._dialect = dialect
         self._media = dialect.media
         self._decode: Callable[[bytes], object] = _unheard if spec.one_way else dialect.decode
-        self._convert = CONVERTERS[dialect.encoding][self._media_format]
-        self._samples = SAMPLES[dialect.encoding].get(self._media_format)
+        self._convert = CONVERTERS[dialect.encoding][self.media_format]
+        self._samples = SAMPLES[dialect.encoding].get(self.media_format)
         self._app_samples = SAMPLES[Encoding.PCM16]["ulaw" if dialect.encoding is Encoding.ULAW else "slin"]
         self._usual_sid = None if spec.one_way else dialect.usual_sid
-        self._silence = silent_frame(dialect.encoding, self._media_format.sample_rate)
+        self._silence = silent_frame(dialect.encoding, self.media_format.sample_rate)
         self._frame_bytes = dialect.frame_bytes
         self._one_way = spec.one_way
         self._digits_to_caller = spec.digits_to_caller
@@ -246,6 +246,16 @@ class Session(Carried):
                 messages, self._stale_rest = divmod(self._stale_rest + skipped, self._frame_bytes // len(self._silence))
                 self._dialect.skip(messages)
         return stale
+
+    @property
+    def caller_late(self) -> bool:
+        """Nothing has come from the caller for so long that at the next tick silence takes its place."""
+        return self._gap_ticks >= GAP_TICKS - 1
+
+    @property
+    def may_coalesce(self) -> bool:
+        """Whether the caller's frames may be read two at a time: nobody asks when exactly each of them came."""
+        return self._open and self._flowing and self.recorder is None and not self.caller_late
 
     def caller_audio(self, payload: bytes) -> None:
         """One audio frame from Asterisk, in the call's media format; any length."""

@@ -41,6 +41,11 @@ class WorkerCollector(Collector):
         yield _gauge(
             "trunkbridge_media_overloaded", "1 while this worker does not keep its 20 ms.", int(worker.load.overloaded)
         )
+        yield _gauge(
+            "trunkbridge_media_coalescing",
+            "1 while two frames of a caller are read at a time, to save processor time.",
+            int(worker.load.coalescing),
+        )
         yield _gauge("trunkbridge_loop_cpu", "Share of a core that the event loop used.", worker.load.last.cpu)
         frames = CounterMetricFamily(
             "trunkbridge_media_frames", "20 ms frames by direction (rx: from the caller).", labels=["direction"]

@@ -23,8 +23,6 @@ FLUSH = b'{"command":"FLUSH_MEDIA"}'
 """Empties Asterisk's queue."""
 GET_STATUS = b'{"command":"GET_STATUS"}'
 
-_G711 = (MediaFormat.ULAW, MediaFormat.ALAW)
-
 
 class Event(msgspec.Struct, frozen=True):
     """One event of Asterisk's. Fields that an event does not have are empty."""
@@ -52,11 +50,6 @@ def decode(message: bytes) -> Event:
         raise WireError(f"{shown!r} is no event of chan_websocket in JSON") from None
 
 
-def frame_bytes(media_format: MediaFormat) -> int:
-    """Bytes of 20 ms in a media format: G.711 has one a sample, signed linear two."""
-    return media_format.sample_rate * FRAME_MS // 1000 * (1 if media_format in _G711 else 2)
-
-
 def identify(event: Event) -> tuple[str, MediaFormat]:
     """Leg and media format that the first event tells. Raises `WireError` for one that no call here begins with."""
     if event.event != START:
@@ -70,9 +63,9 @@ def identify(event: Event) -> tuple[str, MediaFormat]:
         media_format = MediaFormat(event.format)
     except ValueError:
         raise WireError(f"{START} with format {event.format[:40]!r}: expected {', '.join(MediaFormat)}") from None
-    if event.optimal_frame_size != frame_bytes(media_format):
+    if event.optimal_frame_size != media_format.frame_bytes:
         raise WireError(
             f"{START} with {event.optimal_frame_size} bytes a frame of {media_format}: {FRAME_MS} ms are"
-            f" {frame_bytes(media_format)}"
+            f" {media_format.frame_bytes}"
         )
     return leg_uuid, media_format

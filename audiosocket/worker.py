@@ -175,7 +175,7 @@ class Worker:
         if self.recordings is not None:
             self.recordings.start()
         orders = asyncio.create_task(self._source.orders(options.worker_id, self.order), name="orders")
-        load = asyncio.create_task(self.load.watch(), name="load")
+        load = asyncio.create_task(self.load.watch(self._coalesce), name="load")
         heartbeat = asyncio.create_task(self.readiness.heartbeat(), name="heartbeat")
         garbage = asyncio.create_task(collect_when_quiet(lambda: self.active), name="garbage")
         try:
@@ -330,6 +330,13 @@ class Worker:
         self.leg_connected(leg)
         if not leg.closed.done():
             self.leg_identified(leg, order.leg_uuid)
+
+    def _coalesce(self) -> None:
+        """Once a second: legs have come, and what kept one from it may be over."""
+        coalescing = self.load.coalescing
+        for leg in self._legs:
+            if isinstance(leg, AudioSocketLeg):
+                leg.coalesce(coalescing)
 
     async def _drain(self, stop: StopSignal) -> None:
         """Returns when no call is here or on its way, when the time for that is over, or when it is to end at once."""

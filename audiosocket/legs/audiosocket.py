@@ -39,6 +39,7 @@ if TYPE_CHECKING or FRAMES is None:
             "_blocked_ticks",
             "_closing",
             "_queued",
+            "_read_frames",
             "_socket",
             "_transport",
             "_usual_bytes",
@@ -67,6 +68,7 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
         self._usual_bytes = 0
         self._whole = True  # nothing of a frame is left over from the latest read
         self._watched = False
+        self._read_frames = 1  # so many of the caller's frames are waited for before they are read
         self._queued = True  # the transport itself may have bytes that wait
         self._socket = -1  # its number while it is open: compiled code writes a frame to it without a detour
         self._closing = False
@@ -154,6 +156,21 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
         """Ends a connection that stands for no call here."""
         self.hangup("refused", detail)
 
+    def coalesce(self, on: bool) -> None:
+        """From now on a read waits until two of the caller's frames are there (see `audiosocket.coalescing`), where it
+        may: not in a recording, nor for frames of more than 20 ms. A caller who pauses is read as before."""
+        session, transport = self.session, self._transport
+        if session is None or transport is None:
+            return
+        usual = self._usual_bytes == wire.HEADER_BYTES + session.media_format.frame_bytes
+        frames = 2 if on and usual and session.may_coalesce else 1
+        connection = transport.get_extra_info("socket")
+        if frames == self._read_frames or connection is None:
+            return
+        # The kernel wakes us for so many bytes (socket(7)), or when the connection ends. Lowered, it does so at once.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._usual_bytes * frames if frames > 1 else 1)
+        self._read_frames = frames
+
     def add_figures(self, figures: MediaFigures) -> None:
         """Puts in what only the leg knows."""
         if self.frames_unsent:
@@ -187,8 +204,9 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
     def _several(self, frames: list[tuple[int, bytes]]) -> None:
         stale = 0
         audio_kind = None if self.session is None else self.session.linear.kind
-        if self.session is not None:
-            stale = self.session.caller_backlog(sum(kind == audio_kind for kind, _ in frames))
+        beyond = sum(kind == audio_kind for kind, _ in frames) - self._read_frames
+        if self.session is not None and beyond > 0:
+            stale = self.session.caller_backlog(1 + beyond)
         for kind, payload in frames:
             if self._closing:
                 return
@@ -232,6 +250,8 @@ class AudioSocketLeg(LegState, asyncio.Protocol):
             return
         session = self.session
         self._write(wire.SILENCE_FRAME if session is None else session.tick(missed), missed)
+        if self._read_frames > 1 and session is not None and session.caller_late:
+            self.coalesce(False)  # what waits may be a frame, or a digit
 
     def _write(self, data: bytes, missed: int) -> None:
         transport, session = self._transport, self.session

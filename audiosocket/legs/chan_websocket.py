@@ -265,7 +265,7 @@ class WebSocketLeg(picows.WSListener):
     def _identify(self, event: websocket_media.Event) -> None:
         self.leg_uuid, self.media_format = websocket_media.identify(event)
         stop_deadline(self)
-        size = websocket_media.frame_bytes(self.media_format)
+        size = self.media_format.frame_bytes
         self._encode = PCM_TO_G711.get(self.media_format, pcm_to_pcm)
         self._silent_payload = _SILENCE.get(self.media_format, b"\0") * size
         assert self._transport is not None

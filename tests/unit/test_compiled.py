@@ -201,6 +201,7 @@ READS = st.one_of(
     st.tuples(st.just("taken"), st.just(0)),
     st.tuples(st.just("flush"), st.just(0)),
     st.tuples(st.just("ticks"), st.sampled_from((30, 600))),
+    st.tuples(st.just("coalesce"), st.sampled_from((0, 1, 1))),
 )
 
 
@@ -226,6 +227,8 @@ def test_a_leg_is_the_same_on_both_sides(steps: list[tuple[str, int]]) -> None:
                     case "ticks":
                         for _ in range(size):
                             line.leg._tick(0)
+                    case "coalesce":
+                        line.leg.coalesce(bool(size))
                     case "taken":
                         line.read()
                     case "flush":
@@ -243,6 +246,7 @@ def test_a_leg_is_the_same_on_both_sides(steps: list[tuple[str, int]]) -> None:
                 "end_detail",
                 "_blocked_ticks",
                 "_closing",
+                "_read_frames",
                 "_whole",
             )
             assert state(one.leg, names) == state(other.leg, names)

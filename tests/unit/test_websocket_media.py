@@ -42,7 +42,7 @@ def test_events_of_asterisk() -> None:
     ("media_format", "size"), [("ulaw", 160), ("alaw", 160), ("slin", 320), ("slin16", 640), ("slin24", 960)]
 )
 def test_a_frame_is_20_ms(media_format: str, size: int) -> None:
-    assert websocket_media.frame_bytes(MediaFormat(media_format)) == size
+    assert MediaFormat(media_format).frame_bytes == size
     start: dict[str, Any] = json.loads(START) | {"format": media_format, "optimal_frame_size": size}
     event = websocket_media.decode(json.dumps(start).encode())
     assert websocket_media.identify(event) == (LEG, MediaFormat(media_format))

@@ -316,4 +316,4 @@ def websocket_events(data: bytes) -> None:
         return
     assert len(leg_uuid) == 36
     assert leg_uuid == leg_uuid.lower()
-    assert websocket_media.frame_bytes(media_format) in (160, 320, 640, 960)
+    assert media_format.frame_bytes in (160, 320, 640, 960)
