@@ -105,6 +105,7 @@ class Worker:
         self.http = PlatformHttp()
         self.recordings = None if options.recordings is None else Recordings(options.recordings)
         self.calls: dict[str, MediaCall] = {}
+        self._ordered: dict[str, MediaCall] = {}  # by the leg that orders name
         self.ended: dict[str, int] = {}
         self.turn_times: dict[str, TurnTimes] = {}
         """By application."""
@@ -277,7 +278,7 @@ class Worker:
             self._refuse(leg, "full" if before is None else "duplicate")
             return
         call = MediaCall(leg, spec, self._services)
-        self.calls[spec.call_id] = call
+        self.calls[spec.call_id] = self._ordered[spec.leg_uuid] = call
         if isinstance(leg, RtpLeg):
             call.attached()
         if self._stopping:
@@ -290,6 +291,8 @@ class Worker:
             reason = call.end_reason.value
             self.ended[reason] = self.ended.get(reason, 0) + 1
             self._carried.append(spec.call_id)
+            if self._ordered.get(spec.leg_uuid) is call:
+                del self._ordered[spec.leg_uuid]
             if self.calls.get(spec.call_id) is call:
                 del self.calls[spec.call_id]
             call.let_go()
@@ -308,11 +311,11 @@ class Worker:
         if order.order == "open":
             self._open(order)
             return
-        for call in self.calls.values():
-            if call.spec.leg_uuid == order.leg_uuid:
-                call.order(order)
-                return
-        if order.report_stream and order.call_id not in self._carried:  # of one that was here, the report has gone out
+        call = self._ordered.get(order.leg_uuid)
+        if call is not None:
+            call.order(order)
+        elif order.report_stream and order.call_id not in self._carried:
+            # Of one that was here the report has gone out.
             self._source.not_here(order)
 
     def _open(self, order: LegOrder) -> None:
