@@ -23,6 +23,7 @@ from tests.cluster import put_cluster
 from tests.worker_rig import Application, serving, until
 from tools.asterisk.install import AsteriskInstall
 from tools.asterisk.local import free_ports, local_config, merge
+from tools.audio.pcm import Pcm
 from tools.sip.rtp_peer import Codec, RtpTicker
 from tools.sip.sipp import Call, Carrier
 from tools.system import System
@@ -31,6 +32,9 @@ EXAMPLE = Path(__file__).parent.parent / "trunkbridge.example.yml"
 SCRIPTED, ECHO, REFUSED, SLOW, SHORT = (f"+9180000000{number}" for number in (10, 11, 12, 13, 14))
 """Numbers: an application of the test's, an echo, one that refuses, one that does not answer the handshake, and the
 scripted one with a limit of 4 kB a message."""
+
+LOUD = 500
+"""Samples of tones are louder, and what a fade leaves of a cut is not after a few milliseconds."""
 
 _numbers = itertools.count(1)
 
@@ -133,6 +137,12 @@ class Live:
                     async with http.get(f"http://{host}:{int(port) + index}/calls") as answer:
                         found += await answer.json()
         return found
+
+
+def loud_packets(call: Call) -> list[tuple[float, Pcm]]:
+    """(monotonic arrival, PCM) of the packets in which the caller hears something."""
+    packets = [(packet.arrived_at, call.peer.codec.decode(packet.payload)) for packet in call.peer.audio()]
+    return [(at, pcm) for at, pcm in packets if np.abs(pcm.astype(int)).max(initial=0) > LOUD]
 
 
 def leg(kind: str) -> dict[str, Any]:

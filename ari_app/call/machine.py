@@ -2,7 +2,7 @@
 call that forks goes another way, in `FORKS`.
 
     NEW -> PLACING -> ANSWERING -> ATTACHING -----------------> BRIDGING -> TALKING      answered at once
-           PLACING -> RINGING -> AWAITING -> PICKING_UP ------> BRIDGING                 answered at the first word
+           PLACING -> RINGING -> AWAITING -> JOINING -> PICKING_UP -> TALKING            answered at the first word
 
     from PLACING to TALKING: the media leg goes -> REPORTING -> (CONTINUING ->) ENDING -> ENDED
                              anything else ends it --------------------------> ENDING
@@ -17,9 +17,9 @@ call that forks goes another way, in `FORKS`.
 
 A call is **placed** when it holds a lease on a media worker and its call spec is in Redis; **attached** when the media
 channel has entered Stasis; **talking** when caller and media are in one bridge. A caller who is **ringing** has not
-been answered; with the media attached he is **awaiting** the application's first word. When the media leg has gone the
-call is **reporting** until the worker has told why, which decides whether the caller is hung up or **continuing** in
-the dialplan.
+been answered; with the media attached he is **awaiting** the application's first word. **Joining** puts him into the
+bridge before he is answered, so that all of what he says is heard. When the media leg has gone the call is
+**reporting** until the worker has told why: that decides whether he is hung up or **continuing** in the dialplan.
 
 A caller whose application is full is **queued**, where that is what is to become of him: he hears ringing, or is
 answered and hears something else, and the call is placed when it is his turn.
@@ -59,6 +59,7 @@ class State(StrEnum):
     ATTACHING = "attaching"
     RINGING = "ringing"
     AWAITING = "awaiting"
+    JOINING = "joining"
     PICKING_UP = "picking_up"
     FORKING = "forking"
     BRIDGING = "bridging"
@@ -206,15 +207,8 @@ _RINGING_ON = (State.RINGING, (Action.REPLACE_WORKER,))
 _SNOOPING = (State.FORKING, (Action.SNOOP,))
 _STREAM_OVER = (State.UNFORKING, (Action.DETACH,))
 _PARTED = (State.PARTED, (Action.GIVE_BACK,))
-_SETTING_UP = (
-    State.PLACING,
-    State.ANSWERING,
-    State.ATTACHING,
-    State.RINGING,
-    State.AWAITING,
-    State.PICKING_UP,
-    State.BRIDGING,
-)
+_UNANSWERED = (State.RINGING, State.AWAITING, State.JOINING, State.PICKING_UP)
+_SETTING_UP = (State.PLACING, State.ANSWERING, State.ATTACHING, *_UNANSWERED, State.BRIDGING)
 
 TABLE: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
     (State.NEW, Trigger.ARRIVED): (State.PLACING, (Action.PLACE,)),
@@ -236,9 +230,11 @@ TABLE: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
     (State.ATTACHING, Trigger.MEDIA_FAILED): _ENDING,
     (State.RINGING, Trigger.MEDIA_STARTED): (State.AWAITING, (Action.LISTEN,)),
     (State.RINGING, Trigger.MEDIA_FAILED): _ENDING,
-    (State.AWAITING, Trigger.FIRST_WORD): (State.PICKING_UP, (Action.ANSWER,)),
-    (State.AWAITING, Trigger.ANSWER_DUE): (State.PICKING_UP, (Action.ANSWER,)),
-    (State.PICKING_UP, Trigger.ANSWERED): (State.BRIDGING, (Action.BRIDGE,)),
+    (State.AWAITING, Trigger.FIRST_WORD): (State.JOINING, (Action.BRIDGE,)),
+    (State.AWAITING, Trigger.ANSWER_DUE): (State.JOINING, (Action.BRIDGE,)),
+    (State.JOINING, Trigger.BRIDGED): (State.PICKING_UP, (Action.ANSWER,)),
+    (State.JOINING, Trigger.BRIDGE_FAILED): _ENDING,
+    (State.PICKING_UP, Trigger.ANSWERED): (State.TALKING, (Action.RELEASE,)),
     (State.PICKING_UP, Trigger.ANSWER_FAILED): _ENDING,
     (State.BRIDGING, Trigger.BRIDGED): (State.TALKING, (Action.RELEASE,)),
     (State.BRIDGING, Trigger.BRIDGE_FAILED): _ENDING,
@@ -285,6 +281,7 @@ TIMERS: dict[State, Trigger] = {
     State.ATTACHING: Trigger.SETUP_TIMEOUT,
     State.RINGING: Trigger.SETUP_TIMEOUT,
     State.AWAITING: Trigger.ANSWER_DUE,
+    State.JOINING: Trigger.SETUP_TIMEOUT,
     State.PICKING_UP: Trigger.SETUP_TIMEOUT,
     State.FORKING: Trigger.SNOOP_FAILED,
     State.BRIDGING: Trigger.SETUP_TIMEOUT,
@@ -321,6 +318,8 @@ for _state in HELD:
 
 FORKS: dict[tuple[State, Trigger], tuple[State, tuple[Action, ...]]] = {
     (State.ATTACHING, Trigger.MEDIA_STARTED): _SNOOPING,
+    (State.AWAITING, Trigger.FIRST_WORD): (State.PICKING_UP, (Action.ANSWER,)),
+    (State.AWAITING, Trigger.ANSWER_DUE): (State.PICKING_UP, (Action.ANSWER,)),
     (State.PICKING_UP, Trigger.ANSWERED): _SNOOPING,
     (State.BRIDGING, Trigger.BRIDGED): _GOING_ON,
     (State.CONTINUING, Trigger.CONTINUED): (State.FORKED, (Action.RELEASE,)),

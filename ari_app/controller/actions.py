@@ -11,6 +11,7 @@ import asyncio
 import os
 import time
 from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -185,8 +186,11 @@ class CallActions:
             return None  # it has left our application: its event says why, or the set-up's time limit ends the call
         except AriError as error:
             return Message(Trigger.ANSWER_FAILED, detail=str(error))
-        state = State.BRIDGING if self.legs.started else State.ATTACHING
-        self._story.update(state=state.value, answered_at=now())
+        if self.legs.started and not self._forks:
+            self._connected(answered_at=now())
+        else:
+            state = State.BRIDGING if self.legs.started else State.ATTACHING
+            self._story.update(state=state.value, answered_at=now())
         return Message(Trigger.ANSWERED)
 
     async def snoop(self, actor: CallActor) -> Message | None:
@@ -206,7 +210,8 @@ class CallActions:
         return None  # its StasisStart is what counts
 
     async def join(self) -> Message | None:
-        """Puts media and caller, or the channel that listens to him, into a bridge."""
+        """Puts media and caller, or the channel that listens to him, into a bridge. A caller who has not been answered
+        hears his ringing there: Asterisk sends him no audio before the answer."""
         before, self.bridged = self.bridged, True
         beside_media = self.snoop_channel if self._forks else self.caller_channel
         try:
@@ -226,8 +231,8 @@ class CallActions:
         if self._forks:
             self.listening = True
             return Message(Trigger.BRIDGED)
-        self._story.update(state=State.TALKING.value, connected_at=now())
-        self.legs.replacements.carries(time.monotonic())
+        if self._story.row.answered_at is not None:
+            self._connected()
         return Message(Trigger.BRIDGED)
 
     async def rejoin(self) -> Message | None:
@@ -359,6 +364,10 @@ class CallActions:
         except TrunkbridgeError as error:
             self._log.warning("lease_left", detail=f"{error}: it expires by itself")
         self.lease_returned = True
+
+    def _connected(self, **more: datetime) -> None:
+        self._story.update(state=State.TALKING.value, connected_at=now(), **more)
+        self.legs.replacements.carries(time.monotonic())
 
     def _caller_gone(self) -> Message:
         self.caller_live = False

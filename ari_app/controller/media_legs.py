@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 
 TELL_SECONDS = 0.05
 """How long a media channel is kept for its worker to be told that the call is over."""
-_HAS_MEDIA = frozenset({State.AWAITING, State.PICKING_UP, State.FORKING, State.BRIDGING, State.TALKING}) | AWAY
+_HAS_MEDIA = AWAY | {
+    State.AWAITING,
+    State.JOINING,
+    State.PICKING_UP,
+    State.FORKING,
+    State.BRIDGING,
+    State.TALKING,
+}
 
 log = structlog.get_logger(__name__)
 

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from tests.live import ECHO, SCRIPTED, Live, caller, leg, live_system
+from tests.live import ECHO, SCRIPTED, Live, caller, leg, live_system, loud_packets
 from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
 from tools.asterisk.local import merge
@@ -24,6 +24,15 @@ from tools.sip.sipp import Ending
 CHANNELS = {"audiosocket": "AudioSocket/", "rtp": "UnicastRTP/", "websocket": "WebSocket/"}
 """How Asterisk names the media channels of a kind."""
 
+CONNECTED, SPEAKING = "+918000000120", "+918000000121"
+"""Numbers that ring until the application is connected, or speaks."""
+ROUTES = [
+    {"did": SCRIPTED, "application": "scripted"},
+    {"did": ECHO, "application": "echo"},
+    {"did": CONNECTED, "application": "scripted", "answer": "when_connected", "answer_within_seconds": 30},
+    {"did": SPEAKING, "application": "scripted", "answer": "when_speaking", "answer_within_seconds": 30},
+]
+
 pytestmark = [pytest.mark.asterisk, pytest.mark.asyncio(loop_scope="module")]
 every = pytest.mark.parametrize("system", CHANNELS, indirect=True, scope="module")
 
@@ -32,7 +41,7 @@ every = pytest.mark.parametrize("system", CHANNELS, indirect=True, scope="module
 async def system(
     request: pytest.FixtureRequest, asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[tuple[str, Live]]:
-    changes = merge({"gateway": {"workers": 1}}, leg(request.param))
+    changes = merge({"gateway": {"workers": 1}, "routes": ROUTES}, leg(request.param))
     async with live_system(asterisk_install, tmp_path_factory.mktemp("legs"), calls=60, changes=changes) as live:
         yield request.param, live
 
@@ -224,10 +233,50 @@ async def test_greetings_are_whole_when_many_calls_are_joined_at_once(live: Live
     await asyncio.sleep(1)
     await asyncio.gather(*(call.hang_up() for call in calls))
     for call in calls:
-        packets = [call.peer.codec.decode(packet.payload).astype(int) for packet in call.peer.audio()]
-        loud = [pcm for pcm in packets if np.abs(pcm).max(initial=0) > 500]
+        loud = [pcm for _, pcm in loud_packets(call)]
         assert len(loud) == 20
         assert dominant_frequency(np.concatenate(loud)) == pytest.approx(850, abs=3)
+
+
+@every
+@pytest.mark.parametrize("number", [CONNECTED, SPEAKING], ids=["when connected", "when speaking"])
+@pytest.mark.parametrize("freezes", [False, True], ids=["", "controller frozen"])
+async def test_the_first_word_of_both_is_whole_where_the_caller_rings(live: Live, number: str, freezes: bool) -> None:
+    """The application speaks at its handshake, the caller from the 200 on. At the 200 all is done for them to hear each
+    other: a controller that freezes then takes nothing from it."""
+    word = base64.b64encode(tone(850, 0.4).tobytes()).decode()
+
+    async def greet_at_once(ws: web.WebSocketResponse) -> None:
+        await ws.send_json({"event": "media", "media": {"payload": word}})
+        async for message in ws:
+            live.app.messages.append(json.loads(message.data))
+
+    live.app.behave = greet_at_once
+    call = live.ulaw.call(number, caller())
+    # Noise, of which no frame is like another.
+    says = call.peer.play(np.random.default_rng(1).integers(-8000, 8000, 40 * 160, dtype=np.int16))
+    said = call.peer.codec.decode(says.encoded).reshape(-1, 160)
+    await call.answered()
+    controller = live.system.controller
+    try:
+        if freezes:
+            os.kill(controller.pid, signal.SIGSTOP)
+        await until(lambda: len(live.heard_by_app()) >= (len(said) + 10) * 160, "what the caller says", 20)
+        await until(lambda: len(loud_packets(call)) >= 20, "what the application says", 20)
+    finally:
+        os.kill(controller.pid, signal.SIGCONT)
+    await asyncio.sleep(0.1)
+    await call.hang_up()
+    media = (await live.record(call)).media
+    assert media is not None
+    loud = [pcm for _, pcm in loud_packets(call)]
+    assert len(loud) == 20
+    assert dominant_frequency(np.concatenate(loud)) == pytest.approx(850, abs=3)
+    heard = {frame.tobytes() for frame in live.heard_by_app().reshape(-1, 160)}
+    missing = [index for index, frame in enumerate(said) if frame.tobytes() not in heard]
+    # What a standstill of the machine makes too old is dropped, and counted. Nothing else may be missing.
+    assert media.caller_frames_dropped.keys() <= {"stale"}
+    assert len(missing) <= media.caller_frames_dropped.get("stale", 0), missing
 
 
 @every

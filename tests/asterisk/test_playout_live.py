@@ -14,15 +14,13 @@ import pytest
 import pytest_asyncio
 from aiohttp import WSMsgType, web
 
-from tests.live import SCRIPTED, Live, caller, leg, live_system
+from tests.live import SCRIPTED, Live, caller, leg, live_system, loud_packets
 from tests.worker_rig import until
 from tools.asterisk.install import AsteriskInstall
 from tools.audio.tones import dominant_frequency, tone
 from tools.sip.sipp import Call
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.asyncio(loop_scope="module")]
-
-LOUD = 500
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["audiosocket", "websocket"])
@@ -69,12 +67,6 @@ async def talking(live: Live) -> tuple[Call, Heard]:
     await call.answered()
     await until(lambda: heard.started, "start message")
     return call, heard
-
-
-def loud_packets(call: Call) -> list[tuple[float, np.ndarray]]:
-    """(monotonic arrival, PCM) of the packets in which something is heard."""
-    packets = [(packet.arrived_at, call.peer.codec.decode(packet.payload)) for packet in call.peer.audio()]
-    return [(at, pcm) for at, pcm in packets if np.abs(pcm.astype(int)).max(initial=0) > LOUD]
 
 
 async def speak(live: Live, pcm: bytes, chunk: int, every: float) -> None:

@@ -75,12 +75,13 @@ async def test_the_caller_rings_until_the_first_word(answer: str, words: list[st
         assert "answer" not in pbx.steps
         pbx.notice(leg, word)  # type: ignore[arg-type]
     await pbx.talking()
-    assert pbx.steps[3:] == ["ring", "external_media", "answer", "create_bridge", "add_to_bridge", "send_order"]
+    assert pbx.steps[3:] == ["ring", "external_media", "create_bridge", "add_to_bridge", "answer", "send_order"]
     assert pbx.orders == [("gw/0", LegOrder(leg_uuid=leg, order="release"))]
     row = await end(pbx)
     assert row.answered_at is not None
-    assert path(pbx)[:6] == ["placing", "ringing", "awaiting", "picking_up", "bridging", "talking"]
-    assert [row.state for row in pbx.records.rows][:5] == ["new", "ringing", "awaiting", "bridging", "talking"]
+    assert row.connected_at is not None
+    assert path(pbx)[:6] == ["placing", "ringing", "awaiting", "joining", "picking_up", "talking"]
+    assert [row.state for row in pbx.records.rows][:4] == ["new", "ringing", "awaiting", "talking"]
 
 
 async def test_who_speaks_is_connected() -> None:

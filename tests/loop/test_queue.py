@@ -159,7 +159,7 @@ async def test_a_route_that_rings_goes_on_ringing_after_the_wait() -> None:
     await waiting(pbx)
     pbx.limits["bot"] = 1
     await pbx.talking()
-    assert states(pbx) == ["placing", "queued", "ringing", "awaiting", "picking_up", "bridging", "talking"]
+    assert states(pbx) == ["placing", "queued", "ringing", "awaiting", "joining", "picking_up", "talking"]
     await pbx.order_hangup()
     await pbx.over()
     over(pbx)
@@ -423,7 +423,7 @@ async def test_sent_on_after_music() -> None:
 
 async def test_who_cannot_be_sent_on_is_refused() -> None:
     pbx = neighbours({"calls": 0, "when_full": "redirect"} | TRANSFER)
-    pbx.faults["continue"] = ARI_FAULTS["500"]
+    pbx.faults["continue"] = fault("continue", "500")
     pbx.arrive()
     await pbx.arrived()
     await pbx.over()

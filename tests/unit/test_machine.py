@@ -33,12 +33,14 @@ AT_ONCE: Way = [
     (Trigger.PLACED, State.ANSWERING, (Action.ANSWER,)),
     (Trigger.ANSWERED, State.ATTACHING, (Action.ATTACH,)),
     (Trigger.MEDIA_STARTED, State.BRIDGING, (Action.BRIDGE,)),
+    (Trigger.BRIDGED, State.TALKING, (Action.RELEASE,)),
 ]
 AT_THE_FIRST_WORD: Way = [
     (Trigger.PLACED_HELD, State.RINGING, (Action.RING, Action.ATTACH)),
     (Trigger.MEDIA_STARTED, State.AWAITING, (Action.LISTEN,)),
-    (Trigger.FIRST_WORD, State.PICKING_UP, (Action.ANSWER,)),
-    (Trigger.ANSWERED, State.BRIDGING, (Action.BRIDGE,)),
+    (Trigger.FIRST_WORD, State.JOINING, (Action.BRIDGE,)),
+    (Trigger.BRIDGED, State.PICKING_UP, (Action.ANSWER,)),
+    (Trigger.ANSWERED, State.TALKING, (Action.RELEASE,)),
 ]
 AFTER_WAITING: Way = [(Trigger.QUEUED, State.QUEUED, (Action.HOLD,)), *AT_ONCE]
 AFTER_WAITING_RINGING: Way = [(Trigger.QUEUED, State.QUEUED, (Action.HOLD,)), *AT_THE_FIRST_WORD]
@@ -119,12 +121,12 @@ LOSSES: list[Way] = [
 OTHER_WORKERS = {Trigger.RETRY, Trigger.RING_ON}
 """What begins a part of the set-up once more."""
 WAYS = [
-    START + setting_up + TALK + loss + end + END
+    START + setting_up + loss + end + END
     for setting_up in (AT_ONCE, AT_THE_FIRST_WORD)
     for loss in LOSSES
     for end in (HUNG_UP, GONE_ON, GIVEN_UP)
 ]
-WAYS += [START + waited + TALK + HUNG_UP + END for waited in (AFTER_WAITING, AFTER_WAITING_RINGING, AFTER_MUSIC)]
+WAYS += [START + waited + HUNG_UP + END for waited in (AFTER_WAITING, AFTER_WAITING_RINGING, AFTER_MUSIC)]
 WAYS += [START + way + SENT_ON + END for way in ([], AFTER_WAITING[:1])]
 WAYS += [START + AFTER_WAITING[:1] + [(Trigger.QUEUE_TIMEOUT, State.ENDING, (Action.TEAR_DOWN,))] + END]
 
@@ -132,32 +134,37 @@ WAYS += [
     START
     + AT_ONCE[:2]
     + [(Trigger.RETRY, State.ATTACHING, (Action.REPLACE_WORKER,))]
-    + AT_ONCE[2:]
+    + AT_ONCE[2:3]
     + [
         (Trigger.MEDIA_GONE, State.REPORTING, (Action.INQUIRE,)),
         (Trigger.RETRY, State.ATTACHING, (Action.REPLACE_WORKER,)),
     ]
     + AT_ONCE[2:]
-    + TALK
     + HUNG_UP
     + END,
     START
     + AT_THE_FIRST_WORD[:1]
     + [(Trigger.RETRY, State.RINGING, (Action.REPLACE_WORKER,))]
-    + AT_THE_FIRST_WORD[1:2]
+    + AT_THE_FIRST_WORD[1:4]
     + [
         (Trigger.MEDIA_GONE, State.REPORTING, (Action.INQUIRE,)),
         (Trigger.RING_ON, State.RINGING, (Action.REPLACE_WORKER,)),
     ]
     + AT_THE_FIRST_WORD[1:]
-    + TALK
     + HUNG_UP
     + END,
 ]
 
 FORKED_WAYS = [
-    START + setting_up[:-1] + [(setting_up[-1][0], State.FORKING, (Action.SNOOP,))] + FORK + middle + HUNG_UP + END
-    for setting_up in (AT_ONCE, AT_THE_FIRST_WORD)
+    START + setting_up + FORK + middle + HUNG_UP + END
+    for setting_up in (
+        [*AT_ONCE[:2], (Trigger.MEDIA_STARTED, State.FORKING, (Action.SNOOP,))],
+        [
+            *AT_THE_FIRST_WORD[:2],
+            (Trigger.FIRST_WORD, State.PICKING_UP, (Action.ANSWER,)),
+            (Trigger.ANSWERED, State.FORKING, (Action.SNOOP,)),
+        ],
+    )
     for middle in ([], STREAM_ENDED)
 ]
 ONLY_FORKED = AWAY | {State.FORKING}
@@ -190,7 +197,7 @@ def test_a_call_that_goes_well(way: Way, forks: bool) -> None:
 
 def test_every_state_can_be_reached_and_every_state_can_end() -> None:
     assert reach(State.NEW) == set(State) - ONLY_FORKED
-    assert reach(State.NEW, forks=True) == set(State) - {State.TALKING, State.REPORTING, *HELD}
+    assert reach(State.NEW, forks=True) == set(State) - {State.JOINING, State.TALKING, State.REPORTING, *HELD}
     assert all(State.ENDED in reach(state, forks=forks) for state in State for forks in TABLES)
 
 
@@ -239,7 +246,7 @@ def test_no_call_stays_anywhere_for_ever() -> None:
     for state, trigger in TIMERS.items():
         target = TABLE[state, trigger][0]
         onward = {
-            State.AWAITING: State.PICKING_UP,
+            State.AWAITING: State.JOINING,
             State.FORKING: State.CONTINUING,
             State.UNFORKING: State.PARTED,
             State.STRANDED: State.REPORTING,
@@ -262,8 +269,8 @@ def test_what_keeps_a_fork_from_being_made_does_not_end_the_call() -> None:
         Trigger.SETUP_TIMEOUT,
     }
     for (state, trigger), (target, _) in TABLES[True].items():
-        # No caller waits for an application that forks.
-        if trigger in failed and state not in (State.QUEUED, State.TALKING, State.FORKED, *HELD):
+        # No caller waits for an application that forks, or is bridged with it.
+        if trigger in failed and state not in (State.QUEUED, State.JOINING, State.TALKING, State.FORKED, *HELD):
             assert target is State.CONTINUING, (state, trigger)
 
 
@@ -317,7 +324,7 @@ def test_all_walks_end_and_do_each_thing_once() -> None:
     waiting: list[tuple[State, tuple[Action, ...]]] = [(State.NEW, ())]
     set_up = [
         (Action.PLACE, Action.ANSWER, Action.ATTACH, Action.BRIDGE, Action.RELEASE),
-        (Action.PLACE, Action.RING, Action.ATTACH, Action.LISTEN, Action.ANSWER, Action.BRIDGE, Action.RELEASE),
+        (Action.PLACE, Action.RING, Action.ATTACH, Action.LISTEN, Action.BRIDGE, Action.ANSWER, Action.RELEASE),
     ]
     set_up += [(Action.PLACE, Action.HOLD, *way[1:]) for way in set_up]
     set_up += [(Action.PLACE, Action.HOLD, Action.ATTACH, Action.BRIDGE, Action.RELEASE)]
