@@ -186,7 +186,8 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     next: CallSpec | None = None
     """Takes over on the same media leg when the application has ended the stream."""
     arrived_at_ms: int = 0
-    """Unix time in ms at which the call reached Asterisk; 0: not known."""
+    """Unix time in ms at which the controller was told of the call, by its clock: some ms after the INVITE, more where
+    the caller had to wait for a controller. 0: not known."""
     report_stream: str
     created_at_ms: int
     """Unix time in ms."""
@@ -241,9 +242,11 @@ class MediaFigures(msgspec.Struct, kw_only=True):
     first_audio_ms: int = -1
     """From the media leg's accept to the first application frame played; -1: none."""
     setup_app_ms: int = -1
-    """From the INVITE (`arrived_at_ms`) to the first application frame played; -1: none."""
+    """From `arrived_at_ms` to the first application frame played, silent or not; -1: none. Where controller and worker
+    are on two hosts, what their clocks differ by is part of it; less than 0 is told as 0."""
     setup_caller_ms: int = -1
-    """From the INVITE to the first frame of the caller's audio sent to the application; -1: none."""
+    """In the same way to the first frame of the caller's audio, silent or not, that goes to the application; -1: none.
+    """
     stalls: int = 0
     """Times that this process or the way to Asterisk stood still for 60 ms or more."""
     legs_replaced: int = 0
@@ -308,7 +311,7 @@ class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
     leg_uuid: str
     event: NoticeEvent
     """`attached`: the RTP leg is open; `connected`: the application's stream is, or what stands in for it is heard;
-    `speaking`: it has sent its first audio (a prompt is both at once); `digits`: it wants `digits` sent to the caller;
+    `speaking`: it is to be heard (a prompt is both at once); `digits`: it wants `digits` sent to the caller;
     `leg_lost`: leg `leg_number` is gone, and the call is held for another one, in `media_format`; `not_here`: it was
     asked for a call that it has not had."""
     digits: str = ""

@@ -318,12 +318,12 @@ class MediaCall:
 
     def _note(self, event: str, detail: dict[str, Any]) -> None:
         at_ms = now_ms()
-        since_invite = at_ms - self.spec.arrived_at_ms if self.spec.arrived_at_ms else -1
+        since_arrival = max(0, at_ms - self.spec.arrived_at_ms) if self.spec.arrived_at_ms else -1
         if event == "first_app_audio":
             self._first_audio_ms = at_ms - self._started_ms
-            self._setup_app_ms = since_invite
+            self._setup_app_ms = since_arrival
         elif event == "first_caller_audio":
-            self._setup_caller_ms = since_invite
+            self._setup_caller_ms = since_arrival
         elif event == "app_connected" and self._connect_ms < 0:
             self._connect_ms = detail["ms"]
         if len(self._milestones) < MAX_MILESTONES or event not in _REPEATED:

@@ -85,6 +85,7 @@ class Session(Carried):
         "_joined_by",
         "_mark_characters",
         "_next_frame",
+        "_not_spoken",
         "_note",
         "_notify",
         "_one_way",
@@ -121,6 +122,7 @@ class Session(Carried):
         self._before = "before_start"
         self._caller_heard = False
         self._spoken = False
+        self._not_spoken = b""  # of the application's audio, what is no frame yet
         self._prompt: Iterator[bytes] | None = None
         self._prompt_over = _nothing
         self._gap_ticks = 0
@@ -315,7 +317,7 @@ class Session(Carried):
             self._media_received += 1
             self.bytes_received += len(asked)
             self.playout.push(asked)
-            if not self.answered and asked and not self._spoken:
+            if not self.answered and not self._spoken and self._speaks(asked):
                 self._spoken = True
                 self._tell("speaking")
         elif type(asked) is Mark:
@@ -339,6 +341,13 @@ class Session(Carried):
             self.ignore(asked.reason)
         elif type(asked) is Digits:
             self._digits(asked.digits)
+
+    def _speaks(self, audio: bytes) -> bool:
+        # In frames, as it would be played: many applications stream silence from their handshake on.
+        audio, size = self._not_spoken + audio, self.linear.frame_bytes
+        whole = len(audio) - len(audio) % size
+        self._not_spoken = audio[whole:]
+        return any(self.turns.is_audible(audio[at : at + size]) for at in range(0, whole, size))
 
     def _digits(self, digits: str) -> None:
         if not self._digits_to_caller:

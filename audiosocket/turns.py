@@ -144,6 +144,10 @@ class Turns(TurnsState):
         self.app_ticks = 0
         self.both_ticks = 0
 
+    def is_audible(self, played: bytes) -> bool:
+        """Whether something is heard of a frame of the application's (PCM16)."""
+        return len(played[self._played_look].translate(None, UPPER_QUIET)) >= AUDIBLE_SAMPLES
+
     def hear_more(self, frame: bytes) -> None:
         """A further frame of the caller within one tick: those before it belong to the ticks before."""
         assert self.heard is not None
@@ -161,7 +165,7 @@ class Turns(TurnsState):
             self._hear(now, heard)
         elif self._speaking and now - self._caller_last >= PAUSE_TICKS:
             self._pause()
-        if played is not None and len(played[self._played_look].translate(None, UPPER_QUIET)) >= AUDIBLE_SAMPLES:
+        if played is not None and self.is_audible(played):
             self._audible(now)
         elif self._uttering:
             quiet = now - self._app_last

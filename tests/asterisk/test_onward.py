@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from ari_app.domain.ids import CallId, bridge_id
 from tests.live import Live, caller, live_system, loud_packets
 from tests.pbx import SCENARIOS
 from tests.worker_rig import until
@@ -165,11 +166,12 @@ async def test_the_caller_rings_until_the_application_is_connected(live: Live) -
 async def test_the_caller_is_answered_at_the_application_s_first_audio(live: Live) -> None:
     call = live.ulaw.call(SPEAKING, caller())
     await until(lambda: live.app.events("start"), "start message")
+    await live.app.say(bytes(8000))
     await asyncio.sleep(0.5)
-    assert call.answered_at is None
+    assert call.answered_at is None, "silence is no word"
     await live.app.say(tone(1000, 1).tobytes())
     await call.answered(1)
-    await asyncio.sleep(1.3)
+    await asyncio.sleep(1.8)
     packets = loud_packets(call)
     assert len(packets) == 50, "the greeting from its beginning to its end"
     assert dominant_frequency(np.concatenate([pcm for _, pcm in packets])) == pytest.approx(1000, abs=2)
@@ -204,10 +206,15 @@ async def test_a_caller_who_gives_up_while_it_rings(live: Live) -> None:
     assert (row.result, row.reason) == ("client_error", "caller_cancelled")
 
 
-async def test_a_controller_killed_while_it_rings(live: Live) -> None:
+@pytest.mark.parametrize("bridged", [False, True], ids=["", "bridged"])
+async def test_a_controller_killed_while_it_rings(live: Live, bridged: bool) -> None:
     call = live.ulaw.call(SPEAKING, caller())
     await until(lambda: live.app.events("start"), "start message")
-    await live.record(call, ended=False)
+    row = await live.record(call, ended=False)
+    if bridged:  # in the moment before the answer
+        bridge = bridge_id(row.node, CallId(row.call_id))
+        await live.ari.create_bridge(bridge)
+        await live.ari.add_to_bridge(bridge, *(channel.id for channel in await live.ari.list_channels()))
     await live.system.controller.kill()
     await live.system.controller.start()
     with pytest.raises(CallRefused) as refused:

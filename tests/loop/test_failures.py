@@ -20,6 +20,7 @@ from ari_app.controller.limits import REPORT_SECONDS
 from audiosocket import wire
 from audiosocket.breakers import MemoryBreakers, breaker_key
 from audiosocket.callspec import CallReport, LegOrder
+from audiosocket.clock import now_ms
 from audiosocket.media_call import MAX_MILESTONES
 from audiosocket.prompts import Prompts
 from tests.media import call_spec
@@ -497,7 +498,8 @@ async def test_a_stream_at_its_limit_is_a_good_end() -> None:
 
 async def test_a_held_caller_is_released_by_order() -> None:
     async with rig(PROMPTS) as r:
-        channel = await r.talking(held=True, arrived_at_ms=1)
+        arrived_ms = now_ms() - 60_000
+        channel = await r.talking(held=True, arrived_at_ms=arrived_ms)
         assert [notice.event for notice in r.source.notices] == ["connected"]
         await r.app.say(SPEECH * 5)
         await r.app.send({"event": "mark", "mark": {"name": "greeted"}})
@@ -518,8 +520,19 @@ async def test_a_held_caller_is_released_by_order() -> None:
         assert [notice.event for notice in r.source.notices] == ["connected", "speaking"]
         assert {notice.leg_uuid for notice in r.source.notices} == {call.spec.leg_uuid}
         assert story(report) == ["app_connected", "released", "first_app_audio", "ended"]
-        assert report.figures.setup_app_ms > 10**12  # from 1970 on
-        assert report.figures.setup_caller_ms >= report.figures.setup_app_ms
+        setup_ms = report.figures.setup_app_ms, report.figures.setup_caller_ms
+        assert 60_000 <= setup_ms[0] <= setup_ms[1] <= report.ended_at_ms - arrived_ms
+
+
+async def test_a_controller_s_clock_that_is_ahead_makes_no_time_negative() -> None:
+    async with rig(PROMPTS) as r:
+        channel = await r.talking(arrived_at_ms=now_ms() + 60_000)
+        await r.app.say(SPEECH * 5)
+        await channel.talk(3)
+        await until(lambda: len(channel.audio()) == 5, "the greeting")
+        await channel.hang_up()
+        report = await r.report()
+        assert (report.figures.setup_app_ms, report.figures.setup_caller_ms) == (0, 0)
 
 
 async def test_a_held_caller_is_released_by_his_first_frame() -> None:

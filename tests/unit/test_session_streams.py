@@ -234,6 +234,18 @@ def test_the_controller_is_told_once_that_the_application_speaks() -> None:
     assert call.told == []
 
 
+@pytest.mark.parametrize("chunk", [7, 319, 640, 32_000])
+def test_who_sends_silence_does_not_speak(chunk: int) -> None:
+    call = Call(held=True)
+    silence, faint = bytes(16_000), b"\x40\x00" * 8_000  # the second is of -54 dBFS
+    for audio in (silence, faint, silence[:6], b"\xff\x7f" * 5, silence[:33], SPEECH):
+        assert call.told == []
+        for at in range(0, len(audio), chunk):
+            call.say(audio[at : at + chunk])
+    call.say(SPEECH)
+    assert call.told == [("speaking", "")]
+
+
 def test_a_clear_is_obeyed_while_the_caller_is_held() -> None:
     call = Call(held=True)
     call.say(SPEECH * 10)
