@@ -137,11 +137,12 @@ class RouteSettings(Settings):
     media_format: Literal["trunk", "slin", "ulaw", "alaw"] = "trunk"
     """What Asterisk sends the worker; `trunk`: the trunk's first codec, which spares Asterisk a transcode, and signed
     linear at the application's rate where that is not 8000."""
-    max_seconds: Annotated[int, Field(ge=1, le=14400)] = 3600
-    """The longest that a call may take. Exotel documents 60 minutes a stream."""
+    max_seconds: Annotated[int, Field(ge=1, le=14400)] = 14400
+    """The longest that a call may take; Exotel's `TimeLimit` goes as far. Longer than a stream may take, which begins
+    later: at its end the application's `after` is to follow."""
     answer: Literal["at_once", "when_connected", "when_speaking"] = "at_once"
-    """When the caller is answered: before the application is dialled, or, after ringing, when it is connected or sends
-    its first audio."""
+    """When the caller is answered: before the application is dialled, or, after ringing, when it is connected or is to
+    be heard for the first time."""
     answer_within_seconds: Annotated[float, Field(ge=0.5, le=30)] = 5.0
     """How long after his arrival a ringing caller is answered in any case."""
     custom_parameters: dict[str, str] = Field(default_factory=dict)

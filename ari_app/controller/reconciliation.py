@@ -36,7 +36,7 @@ ADOPT_FIRST_SECONDS = 1.0
 """How long new calls wait for those of an earlier controller to be known: some ms, where PostgreSQL answers."""
 ADOPT_PAUSE_SECONDS = 2.0
 """The longest pause before PostgreSQL is asked again."""
-ROUTELESS_SECONDS = 3600
+ROUTELESS_SECONDS = 14400
 """How long a call may take whose route is not in the configuration any more."""
 
 _STATES = {state.value: state for state in State}

@@ -13,8 +13,9 @@ import pytest
 from ari_app.ari.errors import AriRejected
 from ari_app.ari.models import DialplanPoint
 from ari_app.call.machine import State
+from ari_app.settings import RouteSettings
 from audiosocket.callspec import CallNotice, EndReason, LegOrder
-from tests.fake_call import CALLER, Fault, Neighbours, config
+from tests.fake_call import CALLER, NUMBER, Fault, Neighbours, config
 from tests.loop.test_actor import lives, nothing_left, record, up
 from tests.media import call_spec
 from tests.worker_rig import until
@@ -353,6 +354,36 @@ async def test_a_call_that_is_ended_while_the_report_is_awaited(who: str) -> Non
     await pbx.over()
     assert pbx.dialplan == {}
     assert nothing_left(pbx).reason == ("caller_hangup" if who == "the caller" else "operator_hangup")
+
+
+async def test_by_default_a_stream_s_limit_comes_before_the_call_s() -> None:
+    settings = config(application={"after": EXTENSION})
+    settings = settings.model_copy(
+        update={"routes": [RouteSettings(did=NUMBER, application="bot", answer="when_connected")]}
+    )
+    pbx = Neighbours(settings)
+    await up(pbx)
+    (spec,) = pbx.specs.values()
+    # It opens while the caller talks already, where the application is slow, or takes the place of another.
+    await asyncio.sleep(spec.stream_seconds + spec.connect_attempts * spec.connect_timeout_seconds)
+    assert CALLER in pbx.channels
+    pbx.end_media(EndReason.STREAM_LIMIT)
+    await pbx.over()
+    assert pbx.dialplan == {CALLER: ON_EXTENSION}
+    del pbx.channels[CALLER]
+    assert nothing_left(pbx).reason == "continued"
+
+
+async def test_by_default_no_call_takes_longer_than_four_hours() -> None:
+    settings = config()
+    pbx = Neighbours(settings.model_copy(update={"routes": [RouteSettings(did=NUMBER, application="bot")]}))
+    await up(pbx)
+    await asyncio.sleep(14_398)
+    assert CALLER in pbx.channels
+    await asyncio.sleep(4)
+    await pbx.over()
+    row = nothing_left(pbx)
+    assert (row.result, row.reason) == ("success", "time_limit")
 
 
 async def test_a_call_whose_media_went_while_nobody_ran_goes_on() -> None:
