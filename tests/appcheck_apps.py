@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Manners:
 
     status: int = 101
     speaks: bool = True
+    hears: bool = True
     greets: float = 1.6
     chunk: int = 3200
     event: str = "media"
@@ -90,6 +92,8 @@ class Bot:
                 await self.say(0.3, 900)
 
     async def hear(self, samples: np.ndarray[Any, Any]) -> None:
+        if not self.manners.hears:
+            return
         loud = float(np.sqrt(np.mean(np.square(samples.astype(float))))) > SPEECH_RMS
         self.loud = self.loud + 1 if loud else 0
         self.quiet = 0 if loud else self.quiet + 1
@@ -140,7 +144,7 @@ def voice(seconds: float) -> bytes:
 
 
 @asynccontextmanager
-async def bot(manners: Manners) -> AsyncIterator[str]:
+async def bot(manners: Manners, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """The application, listening; its URL."""
     server = Server()
 
@@ -161,7 +165,7 @@ async def bot(manners: Manners) -> AsyncIterator[str]:
 
     app = web.Application()
     app.router.add_get("/bot", serve)
-    async with serving(app) as url:
+    async with serving(app, tls) as url:
         try:
             yield url
         finally:
@@ -169,12 +173,12 @@ async def bot(manners: Manners) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def serving(app: web.Application) -> AsyncIterator[str]:
+async def serving(app: web.Application, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """The URL of `/bot` on a free port."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     try:
-        yield f"ws://127.0.0.1:{runner.addresses[0][1]}/bot"
+        yield f"{'wss' if tls else 'ws'}://127.0.0.1:{runner.addresses[0][1]}/bot"
     finally:
         await runner.cleanup()

@@ -67,7 +67,8 @@ async def check(
             abandoned = len(names) > 1
         if abandoned:
             break
-    case = Case(spec.dialect, encoding, _exposed(spec.url))
+    tls = urlsplit(spec.url).scheme == "wss"
+    case = Case(spec.dialect, encoding, _exposed(spec.url), tls, words=recorded is not None)
     spoken = {number: lab.says(number) for number in {trace.number for trace in lab.traces}}
     return Outcome(lab.traces, judge(lab.traces, case, spoken), figures(lab.traces), abandoned)
 

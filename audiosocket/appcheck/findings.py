@@ -40,6 +40,7 @@ _E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
 RULES: dict[str, tuple[Severity, str, str]] = {
     # code: severity, topic in DOCUMENTS, remedy; for `media` and the like stands what the platform calls it
     "unreachable": (_E, "", "Check host, port and firewall, and that the application listens for the world."),
+    "handshake_ended": (_E, "handshake", "Look into the application's log: it was reached, and ended the connection."),
     "certificate": (_E, "tls", "Install a certificate of a public authority for this name, with its whole chain."),
     "no_tls": (_E, "tls", "Serve TLS 1.2 or newer on this port, or give the port that does; ws:// is without TLS."),
     "status": (_E, "handshake", "Answer the upgrade with 101 on this very path. Behind a proxy: let it pass upgrades."),

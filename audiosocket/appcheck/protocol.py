@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,6 +33,11 @@ _READ_AS = {
     "pcm16": "it is 16-bit PCM, sent as if it were μ-law: callers hear noise",
     "swapped": "its bytes are the wrong way round, or shifted by one: callers hear noise",
 }
+_ENDED = ("the connection ended during the WebSocket handshake", os.strerror(errno.ECONNRESET))
+_TRY_TLS = (
+    "Try wss://: ports that expect TLS answer ws:// so, most of them with no word at all. Otherwise look into the"
+    " application's log: it was reached."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,10 @@ class Case:
     encoding: Encoding
     exposed: bool = False
     """Whether the calls went unencrypted to another machine."""
+    tls: bool = False
+    """Whether TLS was spoken."""
+    words: bool = False
+    """Whether callers said something that can be understood."""
 
 
 def judge_protocol(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:
@@ -70,7 +81,9 @@ def _handshake(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:
         assert refused[0].refusal is not None
         reason, detail = refused[0].refusal.reason, refused[0].refusal.detail
         before = f", though {len(open_ones)} other calls were taken" if open_ones else ""
-        yield finding(case.dialect, _refusal_code(reason, detail), detail + before, refused)
+        code = _refusal_code(reason, detail)
+        remedy = _TRY_TLS if not case.tls and (code == "handshake_ended" or " 400 " in detail) else ""
+        yield finding(case.dialect, code, detail + before, refused, remedy=remedy)
     shakes = [(trace.handshake, trace) for trace in traces if trace.handshake is not None]
     if not shakes:
         return
@@ -98,7 +111,9 @@ def _refusal_code(reason: str, detail: str) -> str:
         return "certificate" if "certificate" in detail else "no_tls"
     if detail.startswith(("HTTP status 401", "HTTP status 403")):
         return "unauthorised"
-    return "status" if detail.startswith("HTTP status") else "unreachable"
+    if detail.startswith("HTTP status"):
+        return "status"
+    return "handshake_ended" if detail in _ENDED else "unreachable"
 
 
 def _messages(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:

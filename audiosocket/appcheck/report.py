@@ -23,6 +23,8 @@ from audiosocket.appcheck.words import outcome
 
 _COLOURS = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold cyan"}
 _NAMES = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "remark"}
+LISTED = 100
+"""Of marks and clears of a call, the report has so many; how many more there were is said in `left_out`."""
 
 
 class Screen:
@@ -144,6 +146,7 @@ def as_json(found: Outcome, about: dict[str, Any]) -> bytes:
 
 
 def _call(trace: Trace) -> dict[str, Any]:
+    lists: dict[str, list[Any]] = {"marks": trace.marks, "marks_returned": trace.echoes, "clears": trace.clears}
     return {
         "scenario": trace.scenario,
         "number": trace.number,
@@ -155,9 +158,8 @@ def _call(trace: Trace) -> dict[str, Any]:
         "application_speaks": trace.spurts(),
         "media_messages": len(trace.media),
         "media_bytes": sum(media.size for media in trace.media),
-        "marks": trace.marks[:100],
-        "marks_returned": trace.echoes[:100],
-        "clears": trace.clears[:100],
+        **{key: found[:LISTED] for key, found in lists.items()},
+        "left_out": {key: max(0, len(found) - LISTED) for key, found in lists.items()},
         "digits_at": trace.digits,
         "ignored": trace.unusable,
         "ignored_events": sorted(trace.events),

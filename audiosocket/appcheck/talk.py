@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from audiosocket.appcheck.findings import Finding, finding
+from audiosocket.appcheck.findings import Finding, Severity, finding
 from audiosocket.appcheck.protocol import Case, silenced, silent_audio
 from audiosocket.appcheck.trace import Span, Trace
 from audiosocket.appcheck.voice import AUDIBLE_RESEMBLANCE, Samples, resemblance
@@ -21,6 +21,10 @@ AFTER_CLEAR_SECONDS = 0.05
 CHOPPY_PER_SECOND, CHOPPY_TIMES, UNDERRUN_TIMES = 0.5, 5, 3
 PING_PONG_TIMES, PING_PONG_SECONDS = 3, 0.2
 NO_LEAD_TIMES = 3
+_UNHEARD = (
+    "Look into the application's log for what its recogniser made of the caller: rate, encoding and language have to"
+    " be what it is set to. If it only takes longer, raise --seconds."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +129,14 @@ def _echoes(trace: Trace, spoken: dict[int, Samples]) -> bool:
 def _answers(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:
     normal = [trace for trace in traces if trace.scenario in ("speech", "marks") and trace.said]
     taken = [(turn, trace) for trace in normal for turn in turns(trace)]
-    unanswered = [trace for turn, trace in taken if turn.response_ms is None and not turn.over and not trace.ending]
+    every = [(turn, trace) for trace in traces for turn in turns(trace)]
+    deaf = case.words and all(_unanswered(turn) for turn, _ in every)
+    asked = every if deaf else taken
+    unanswered = [trace for turn, trace in asked if _unanswered(turn) and not trace.ending]
     if unanswered:
-        seen = f"{len(unanswered)} of {len(taken)} times that the caller spoke, no answer was heard in time"
-        yield finding(case.dialect, "no_response", seen, unanswered)
+        seen = f"{len(unanswered)} of {len(asked)} times that the caller spoke, no answer was heard in time"
+        severity, remedy = Severity.ERROR if deaf else None, _UNHEARD if case.words else ""
+        yield finding(case.dialect, "no_response", seen, unanswered, severity, remedy)
     times = [turn.response_ms for turn, _ in taken if turn.response_ms is not None]
     if times and median(times) > SLOW_RESPONSE_MS:
         seen = f"half of the answers begin later than {median(times):,.0f} ms after the caller's last word"
@@ -142,6 +150,10 @@ def _answers(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:
     if times and mute:
         seen = "it answers on a good network, and not when audio arrives in bursts of half a second"
         yield finding(case.dialect, "slow_network_silent", seen, mute)
+
+
+def _unanswered(turn: Turn) -> bool:
+    return turn.response_ms is None and not turn.over
 
 
 def _interrupted(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from audiosocket.appcheck.trace import AUDIBLE_DBFS
 from audiosocket.errors import ConfigError
 from audiosocket.g711 import Encoding, pcm_to_ulaw, ulaw_to_pcm
 
@@ -83,6 +84,10 @@ def read_speech(path: Path) -> Samples:
     samples = np.frombuffer(data, "<i2").astype(np.int16)
     if not 0.2 * RATE <= len(samples) <= MAX_SPEECH_SECONDS * RATE:
         raise ConfigError(f"{path}: {len(samples) / RATE:.1f} s long: give 0.2 to {MAX_SPEECH_SECONDS:g} s of speech")
+    if level_dbfs(data) < AUDIBLE_DBFS:
+        raise ConfigError(
+            f"{path}: nothing is heard in it ({level_dbfs(data):.0f} dBFS): give speech, some -20 dBFS loud"
+        )
     return samples
 
 

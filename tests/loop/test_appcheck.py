@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import re
 import sys
 import uuid
+import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,16 @@ import pytest
 from aiohttp import web
 
 from audiosocket.appcheck.check import Outcome, check
+from audiosocket.appcheck.figures import figures
 from audiosocket.appcheck.findings import DOCUMENTS, Severity
+from audiosocket.appcheck.report import as_json
 from audiosocket.appcheck.scenarios import SCENARIOS, Pace
-from audiosocket.appcheck.trace import Farewell, Trace
+from audiosocket.appcheck.trace import Farewell, Named, Trace
+from audiosocket.appcheck.voice import Samples, utterance
 from audiosocket.callspec import CallSpec, MediaFormat
 from audiosocket.g711 import pcm_to_ulaw
 from tests.appcheck_apps import Manners, bot, serving
+from tests.loop.test_app_stream import certificate
 from tests.media import call_spec
 from tools.apps.conversation import Script, Turn, conversation
 from tools.apps.echo import echo
@@ -236,18 +243,138 @@ async def test_plivo_s_words_are_understood_and_used() -> None:
     assert remedies["mark_name"] == ("Make `name` a string.", DOCUMENTS["plivo"]["mark"])
 
 
+async def test_who_answers_nobody_is_not_ready_once_there_are_words() -> None:
+    async def seen(recorded: Samples | None, *names: str) -> list[tuple[str, Severity]]:
+        async with bot(Manners(hears=False)) as url:
+            found = await check(call_spec(url=url), names, QUICK, recorded, Nobody())
+        return [(one.code, one.severity) for one in found.findings]
+
+    words = utterance(0.6, 0)
+    assert await seen(words, "speech") == [("no_response", Severity.ERROR)]
+    assert await seen(words, "speech", "slow") == [("no_response", Severity.ERROR)]
+    assert await seen(None, "speech") == [("no_response", Severity.WARNING)]
+
+
+async def test_an_application_behind_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tls = certificate(tmp_path, "trusted", "IP:127.0.0.1", days=60)
+    async with bot(Manners(), tls) as url:
+        unknown = await checked(call_spec(url=url), "handshake")
+        plain = await checked(call_spec(url=url.replace("wss:", "ws:")), "handshake", "greeting")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "trusted.pem"))
+        trusted = await checked(call_spec(url=url), "handshake", "speech")
+    assert codes(unknown) == {"certificate"}
+    (told,) = plain.findings
+    assert (told.code, plain.abandoned) == ("handshake_ended", True)
+    assert "Try wss://" in told.remedy
+    assert codes(trusted) == set()
+    shake = trusted.traces[0].handshake
+    assert shake is not None
+    assert shake.tls == "TLSv1.3"
+    assert shake.certificate_days is not None
+    assert 59 < shake.certificate_days <= 60
+    assert trusted.figures.response_ms is not None
+    assert trusted.figures.response_ms.count == 1
+
+
+def test_what_a_report_leaves_out_is_said() -> None:
+    marks = [Named(0.1 * number, str(number)) for number in range(130)]
+    traces = [Trace("marks", marks=marks, echoes=marks[:100], clears=[0.5] * 101)]
+    report = json.loads(as_json(Outcome(traces, [], figures(traces), False), {}))
+    (call,) = report["calls"]
+    assert [len(call[key]) for key in ("marks", "marks_returned", "clears")] == [100, 100, 100]
+    assert call["left_out"] == {"marks": 30, "marks_returned": 0, "clears": 1}
+
+
+# The command
+
+
+async def run_command(*arguments: str, **env: str) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "ari_app.cli.main", "appcheck", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=os.environ | env,
+    )
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()
+
+
 @pytest.mark.virtual_time(False)
 async def test_the_command_prints_writes_and_exits_with_1(tmp_path: Path) -> None:
     async with bot(Manners(status=401)) as url:
-        command = ("-m", "ari_app.cli.main", "appcheck", url, "--json", str(tmp_path / "report.json"))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        output, _ = await process.communicate()
-    assert process.returncode == 1, output.decode()
-    assert "HTTP status 401" in output.decode()
-    assert "--credentials-file" in output.decode()
+        code, output = await run_command(url, "--json", str(tmp_path / "report.json"))
+    assert code == 1, output
+    assert "HTTP status 401" in output
+    assert "--credentials-file" in output
     report = json.loads((tmp_path / "report.json").read_bytes())
     assert report["good"] is False
     assert [one["code"] for one in report["findings"]] == ["unauthorised"]
     assert report["calls"][0]["refusal"]["reason"] == "app_refused"
+
+
+def keys_of(value: Any, name: str = "") -> set[str]:
+    """The dotted names of a report's values; what the document tells as one is one."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return set().union(*(keys_of(one, f"{name}[]") for one in value))
+    if not isinstance(value, dict) or name.endswith(("_ms", "message_bytes", "ignored", "left_out", "gateway_figures")):
+        return {name}
+    return set().union(*(keys_of(one, f"{name}.{key}".lstrip(".")) for key, one in value.items()))
+
+
+def documented_keys() -> set[str]:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "appcheck.md").read_text(encoding="utf-8")
+    table = page.partition("## The report")[2].partition("\n## ")[0]
+    first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {key for cell in first for key in re.findall(r"`([^`]+)`", cell)}
+
+
+@pytest.mark.virtual_time(False)
+async def test_the_command_calls_an_application_behind_tls_and_writes_what_it_saw(tmp_path: Path) -> None:
+    tls = certificate(tmp_path, "app", "IP:127.0.0.1", days=60)
+    names = ("--only", "greeting", "--only", "speech")
+    path = tmp_path / "report.json"
+    async with bot(Manners(greets=0.4), tls) as url:
+        code, output = await run_command(url, *names, "--json", str(path), SSL_CERT_FILE=str(tmp_path / "app.pem"))
+    assert code == 0, output
+    assert "Ready for callers" in output
+    assert "2 of 2 turns answered" in output
+    report = json.loads(path.read_bytes())
+    assert (report["url"], report["dialect"], report["scenarios"]) == (url, "exotel", ["greeting", "speech"])
+    assert (report["good"], report["abandoned"]) == (True, False)
+    assert report["figures"]["calls"] == 2
+    assert report["figures"]["first_audio_ms"]["count"] == 2
+    assert report["figures"]["message_bytes"]["most"] == 3200
+    answer = report["figures"]["response_ms"]
+    assert answer["count"] == 2
+    assert 100 < answer["least"] <= answer["p50"] <= answer["most"] < 10_000, "it waits for 200 ms of quiet"
+    greeting, speech = report["calls"]
+    assert (greeting["scenario"], speech["scenario"]) == ("greeting", "speech")
+    assert speech["handshake"]["tls"] == "TLSv1.3"
+    assert len(speech["caller_speaks"]) == 2
+    assert [mark["name"] for mark in speech["marks"]] == ["turn"] * 3
+    assert speech["left_out"] == {"marks": 0, "marks_returned": 0, "clears": 0}
+    assert greeting["media_bytes"] == 16_000 * 0.4
+    # What is null or empty has no keys of its own here.
+    documented, found = documented_keys(), keys_of(report | {"calls": [speech]})
+    hidden = {key for key in documented for one in found if key.startswith((f"{one}.", f"{one}[]."))}
+    assert hidden <= {key for key in documented if key.startswith(("findings", "calls[].refusal", "calls[].ending"))}
+    assert {one for one in found if not any(key.startswith((f"{one}.", f"{one}[].")) for key in hidden)} == (
+        documented - hidden
+    )
+
+
+@pytest.mark.virtual_time(False)
+async def test_the_command_exits_with_1_for_who_answers_nothing(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "speech.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(utterance(1.0, 0).tobytes())
+    async with bot(Manners(hears=False, greets=0.4)) as url:
+        code, output = await run_command(
+            url, "--only", "speech", "--seconds", "1", "--speech", str(tmp_path / "speech.wav")
+        )
+    assert code == 1, output
+    assert "0 of 2 turns answered" in output
+    assert "Not ready for callers: 1 error" in output

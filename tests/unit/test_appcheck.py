@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import wave
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from audiosocket.dialects import DIALECTS, open_dialect
 from audiosocket.errors import ConfigError
 from audiosocket.g711 import Encoding, pcm_to_ulaw, ulaw_to_pcm
 from tests.media import call_spec
+from tools.audio.tones import tone
 
 pytestmark = pytest.mark.unit
 
@@ -99,6 +101,8 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
         ("app_refused", "TLS certificate refused: certificate has expired", "certificate"),
         ("app_refused", "TLS failed: WRONG_VERSION_NUMBER", "no_tls"),
         ("app_refused", "Connection refused", "unreachable"),
+        ("app_refused", "Connection reset by peer", "handshake_ended"),
+        ("app_refused", "the connection ended during the WebSocket handshake", "handshake_ended"),
         ("app_timeout", "no WebSocket within 10 s", "handshake_timeout"),
         ("app_protocol_error", "handshake: malformed header", "handshake_broken"),
     ],
@@ -107,6 +111,23 @@ def test_a_refusal_says_what_to_do(reason: str, detail: str, code: str) -> None:
     refused = Trace("handshake", refusal=Refusal(reason, detail))
     assert codes(refused) == [code]
     assert codes(trace("handshake"), Trace("speech", refusal=Refusal(reason, detail))) == [code]
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail"),
+    [
+        ("app_refused", "the connection ended during the WebSocket handshake"),
+        ("app_refused", "HTTP status 400 instead of 101"),
+        ("app_protocol_error", "handshake: unknown protocol in upgrade response: http/1.0 400 bad request"),
+    ],
+)
+def test_what_a_port_with_tls_may_answer_to_one_without_it_is_told(reason: str, detail: str) -> None:
+    refused = Trace("handshake", refusal=Refusal(reason, detail))
+    (plain,) = judge([refused], EXOTEL, SPOKEN)
+    (secure,) = judge([refused], replace(EXOTEL, tls=True), SPOKEN)
+    assert plain.code == secure.code
+    assert "Try wss://" in plain.remedy
+    assert "wss://" not in secure.remedy
 
 
 def test_calls_at_once_that_are_refused_are_another_matter() -> None:
@@ -207,6 +228,29 @@ def test_answers() -> None:
     (turn,) = turns(trace())
     assert turn.response_ms == pytest.approx(500)
     assert codes(trace(), trace("slow", slow=True, heard=heard((0.12, 1.12)))) == ["slow_network_silent"]
+
+
+def test_who_answers_nothing_though_it_is_given_words_is_not_ready() -> None:
+    words = replace(EXOTEL, words=True)
+    deaf = [trace(name, heard=heard((0.12, 1.12)), number=0) for name in ("speech", "marks")]
+    for scenario in ("concurrency", "slow"):
+        silent = trace(scenario, heard=heard((0.12, 1.12)), said=[Span(3.0, 4.5)], slow=scenario == "slow")
+        (one,) = judge([silent], words, SPOKEN)
+        assert (one.code, one.severity, one.scenarios) == ("no_response", Severity.ERROR, (scenario,))
+        assert judge([silent], EXOTEL, SPOKEN) == []
+    (one,) = judge(deaf, words, SPOKEN)
+    assert (one.code, one.severity, one.scenarios) == ("no_response", Severity.ERROR, ("speech", "marks"))
+    assert one.seen.startswith("2 of 2 times")
+    assert "recogniser" in one.remedy
+    assert "--speech" not in one.remedy
+    # It may well be the voice, or a turn of several.
+    (one,) = judge(deaf, EXOTEL, SPOKEN)
+    assert one.severity is Severity.WARNING
+    assert "--speech" in one.remedy
+    (one,) = judge([deaf[0], trace("marks")], words, SPOKEN)
+    assert (one.code, one.severity) == ("no_response", Severity.WARNING)
+    assert "--speech" not in one.remedy
+    assert judge([trace(heard=heard((0.12, 1.12), (3.5, 4.6)))], words, SPOKEN)[0].code == "talks_over"
 
 
 def test_the_callers_own_audio_is_recognised() -> None:
@@ -443,12 +487,12 @@ def test_what_was_said_at_a_higher_rate_is_found_again(times: int) -> None:
     assert level_dbfs(wide) == pytest.approx(level_dbfs(ulaw_to_pcm(codes)), abs=2)
 
 
-def write_wav(path: Path, rate: int, seconds: float) -> Path:
+def write_wav(path: Path, rate: int, seconds: float, dbfs: float = -20) -> Path:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
-        file.writeframes(bytes(int(rate * seconds) * 2))
+        file.writeframes(tone(440, seconds, rate, dbfs).tobytes())
     return path
 
 
@@ -458,6 +502,8 @@ def test_recorded_speech(tmp_path: Path) -> None:
         read_speech(write_wav(tmp_path / "rate.wav", 16000, 1.0))
     with pytest.raises(ConfigError, match=r"0\.1 s long"):
         read_speech(write_wav(tmp_path / "short.wav", 8000, 0.1))
+    with pytest.raises(ConfigError, match=r"nothing is heard in it \(-60 dBFS\)"):
+        read_speech(write_wav(tmp_path / "quiet.wav", 8000, 1.0, dbfs=-60))
     (tmp_path / "none.wav").write_bytes(b"MP3")
     with pytest.raises(ConfigError, match="not readable as a WAV file"):
         read_speech(tmp_path / "none.wav")
