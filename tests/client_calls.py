@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 
 from audiosocket import wire
-from audiosocket.callspec import CallReport
-from tests.clients.base import BYTES_PER_SECOND, Client, Message
+from audiosocket.callspec import WIDEBAND, CallReport, MediaFormat
+from tests.clients.base import Client, Message, at_rate
 from tests.worker_rig import Asterisk, Rig, serving, until
 from tools.audio import g711
 from tools.audio.tones import dominant_frequency, tone
 
-FRAME_BYTES = 320
 LOUD = 500
 STEP_SECONDS = 4.0
 """How long a step of the call may take: the client's own sleeps, and the machine's."""
-MAX_PIECE_BYTES = BYTES_PER_SECOND * 3 // 10
-"""What a recogniser gets in one piece: 300 ms, or the application is always late."""
-MAX_CUT_BYTES = BYTES_PER_SECOND * 7 // 10
+MAX_PIECE_MS = 300
+"""What a recogniser gets in one piece, or the application is always late."""
+MAX_CUT_MS = 700
 """What may be heard of a reply of 1 s that is cleared some 0.3 s after its first frame was heard."""
+KINDS = {16000: wire.KIND_AUDIO_16, 24000: wire.KIND_AUDIO_24}
 CALLER_LATE_SECONDS = 0.06
 TRIES = 3
 
@@ -38,9 +38,9 @@ def speech(seconds: float, seed: int) -> bytes:
     return g711.ulaw_decode(codes.tobytes()).astype("<i2").tobytes()
 
 
-def frames(pcm: bytes) -> bytes:
+def frames(pcm: bytes, rate: int = 8000) -> bytes:
     """The frames of it that are not silent."""
-    pieces = [pcm[at : at + FRAME_BYTES] for at in range(0, len(pcm), FRAME_BYTES)]
+    pieces = [pcm[at : at + rate // 25] for at in range(0, len(pcm), rate // 25)]
     return b"".join(piece for piece in pieces if any(piece))
 
 
@@ -53,11 +53,15 @@ class Failed(Exception):
 
 
 class Caller:
-    """The telephone's side of a media leg: a mu-law frame every 20 ms, silence when there is nothing to say."""
+    """The telephone's side of a media leg: a frame every 20 ms, silence when there is nothing to say. At 8 kHz it is
+    mu-law, at other rates PCM16."""
 
-    def __init__(self, channel: Asterisk) -> None:
+    def __init__(self, channel: Asterisk, rate: int = 8000) -> None:
         self._channel = channel
-        self._ulaw = bytearray()
+        self._rate = rate
+        self._kind = KINDS.get(rate, wire.KIND_AUDIO)
+        self._silence = bytes([g711.ULAW_SILENCE]) * 160 if rate == 8000 else bytes(rate // 25)
+        self._unsaid = bytearray()
         self.late = 0.0
         """The longest that a frame was behind its time."""
         self._task = asyncio.create_task(self._talk(), name="caller")
@@ -69,16 +73,21 @@ class Caller:
             deadline += 0.02
             await asyncio.sleep(max(0.0, deadline - loop.time()))
             self.late = max(self.late, loop.time() - deadline)
-            frame = bytes(self._ulaw[:160]).ljust(160, bytes([g711.ULAW_SILENCE]))
-            del self._ulaw[:160]
+            size = len(self._silence)
+            frame = bytes(self._unsaid[:size])
+            del self._unsaid[:size]
             if self._channel.writer.is_closing():
                 return
-            self._channel.send(wire.KIND_AUDIO, frame)
+            self._channel.send(self._kind, frame + self._silence[len(frame) :])
 
     def say(self, pcm: np.ndarray) -> bytes:
-        """Says it; returns it as mu-law leaves it."""
+        """Says it; returns it as the leg's format leaves it."""
+        if self._rate != 8000:
+            said = pcm.astype("<i2").tobytes()
+            self._unsaid += said
+            return said
         ulaw = g711.ulaw_encode(pcm)
-        self._ulaw += ulaw
+        self._unsaid += ulaw
         return g711.ulaw_decode(ulaw).astype("<i2").tobytes()
 
     def press(self, digit: str) -> None:
@@ -121,8 +130,9 @@ async def _step(name: str, condition: Callable[[], Any], told: Callable[[], str]
 class ClientCall:
     """See the module's text."""
 
-    def __init__(self, client: Client, number: int, by_client: bool) -> None:
+    def __init__(self, client: Client, number: int, by_client: bool, rate: int) -> None:
         self.client = client
+        self._rate = rate
         self._by_client = by_client
         self._tones = (400 + 20 * number, 1800 + 20 * number)
         self._reply = speech(1.0, 3000 + number)
@@ -145,13 +155,13 @@ class ClientCall:
         client = self.client
         await _step("start", lambda: client.started, lambda: client.died or "it never began")
         if client.greets:
-            greeting = client.greeting
+            greeting = at_rate(client.greeting, self._rate)
             await _step(
                 "greeting",
                 lambda: caller.heard().endswith(greeting),
                 lambda: f"{len(caller.heard())} bytes heard, {len(client.sent)} sent",
             )
-            if caller.heard() != frames(bytes(client.sent)):
+            if caller.heard() != self._frames(client.sent):
                 raise Failed("greeting", "not what was sent")
             await self._marks()
 
@@ -160,25 +170,33 @@ class ClientCall:
 
     async def _hear(self, caller: Caller, hz: int) -> None:
         client = self.client
-        said = caller.say(tone(hz, 0.4))
+        said = caller.say(tone(hz, 0.4, self._rate))
         await _step("hearing", lambda: client.heard.find(said) >= 0 or client.died, lambda: self._heard(hz))
-        if client.longest_piece > MAX_PIECE_BYTES:
-            self.problems["hearing"] = f"in pieces of {client.longest_piece * 1000 // BYTES_PER_SECOND} ms"
+        if self._ms(client.longest_piece) > MAX_PIECE_MS:
+            self.problems["hearing"] = f"in pieces of {self._ms(client.longest_piece)} ms"
         if client.echoes:
             await _step(
                 "echo",
-                lambda: frames(said) in caller.heard() and frames(bytes(client.sent)).startswith(caller.heard()),
-                lambda: f"{len(caller.heard())} bytes heard, {len(frames(bytes(client.sent)))} sent",
+                lambda: self._frames(said) in caller.heard() and self._frames(client.sent).startswith(caller.heard()),
+                lambda: f"{len(caller.heard())} bytes heard, {len(self._frames(client.sent))} sent",
             )
+
+    def _frames(self, pcm: bytes | bytearray) -> bytes:
+        return frames(bytes(pcm), self._rate)
+
+    def _ms(self, size: int) -> int:
+        """How long so many bytes are heard."""
+        return size * 500 // self._rate
 
     def _heard(self, hz: int) -> str:
         """What came of a tone, in words."""
         samples = np.frombuffer(bytes(self.client.heard), "<i2")
         loud = np.flatnonzero(np.abs(samples.astype(int)) > LOUD)
-        if len(loud) < 160:
+        if len(loud) < self._rate // 50:
             return f"nothing of {hz} Hz"
         found = samples[loud[0] : loud[-1] + 1]
-        return f"{dominant_frequency(found):.0f} Hz for {len(found) / 8:.0f} ms, not {hz} Hz for 400 ms without a break"
+        heard = f"{dominant_frequency(found, self._rate):.0f} Hz for {self._ms(2 * len(found))} ms"
+        return f"{heard}, not {hz} Hz for 400 ms without a break"
 
     async def _press(self, caller: Caller) -> None:
         before = len(self.client.heard)
@@ -187,7 +205,7 @@ class ClientCall:
             await _step("digits", lambda: self.client.digits == ["5"], lambda: f"{self.client.digits}, not ['5']")
         # 200 ms later there must be no second one, and the call goes on.
         await _step(
-            "digits", lambda: len(self.client.heard) > before + BYTES_PER_SECOND // 5, lambda: "heard nothing more"
+            "digits", lambda: len(self.client.heard) > before + 2 * self._rate // 5, lambda: "heard nothing more"
         )
         if len(self.client.digits) > 1:
             raise Failed("digits", f"{self.client.digits}, not ['5']")
@@ -195,16 +213,16 @@ class ClientCall:
     async def _interrupt(self, caller: Caller) -> None:
         client, before, sent_before = self.client, len(caller.heard()), len(self.client.sent)
         client.begin(self._reply)
-        await _step("reply", lambda: len(caller.heard()) >= before + 10 * FRAME_BYTES, lambda: "not heard")
-        said = caller.say(tone(self._tones[1], 0.3))
+        await _step("reply", lambda: self._ms(len(caller.heard()) - before) >= 200, lambda: "not heard")
+        said = caller.say(tone(self._tones[1], 0.3, self._rate))
         await asyncio.sleep(0.05)
         await client.interrupt()
-        sent = frames(bytes(client.sent[sent_before:]))
+        sent, after = self._frames(client.sent[sent_before:]), at_rate(self._after, self._rate)
         client.begin(self._after)
-        await _step("clear", lambda: caller.heard().endswith(self._after), lambda: "what came after is not heard")
-        reply = caller.heard()[before : -len(self._after)]
-        if client.clears and not (sent.startswith(reply) and len(reply) <= MAX_CUT_BYTES):
-            raise Failed("clear", f"{len(reply) * 1000 // BYTES_PER_SECOND} ms of the reply were heard")
+        await _step("clear", lambda: caller.heard().endswith(after), lambda: "what came after is not heard")
+        reply = caller.heard()[before : -len(after)]
+        if client.clears and not (sent.startswith(reply) and self._ms(len(reply)) <= MAX_CUT_MS):
+            raise Failed("clear", f"{self._ms(len(reply))} ms of the reply were heard")
         if not client.clears and reply != sent:
             raise Failed("reply", f"{len(reply)} bytes heard, {len(sent)} sent")
         await _step("hearing", lambda: client.heard.find(said) >= 0, lambda: "nothing of what the caller put in")
@@ -249,11 +267,12 @@ async def call_client(
     options: dict[str, Any] | None = None,
     distort: Distort | None = None,
     query: str = "",
+    rate: int = 8000,
 ) -> Outcome:
     """One call of a client of this kind, again when the machine disturbed it."""
     outcome = Outcome()
     for _ in range(TRIES):
-        outcome = await _call_once(rig, kind, number, by_client, options or {}, distort, query)
+        outcome = await _call_once(rig, kind, number, by_client, options or {}, distort, query, rate)
         if not outcome.disturbed:
             break
     return outcome
@@ -267,15 +286,17 @@ async def _call_once(
     options: dict[str, Any],
     distort: Distort | None,
     query: str,
+    rate: int,
 ) -> Outcome:
     client = kind(speech(0.6, 2000 + number), distort)
-    call = ClientCall(client, number, by_client)
+    call = ClientCall(client, number, by_client, rate)
     async with serving() as app:
         app.behave = client.run
         values = {"url": app.url + query, "dialect": kind.dialect, "dialect_options": options} | kind.spec
+        values["media_format"] = WIDEBAND.get(rate, MediaFormat.ULAW)
         spec = rig.source.announce_call(**values)
         channel = await rig.connect(spec.leg_uuid)
-        caller = Caller(channel)
+        caller = Caller(channel, rate)
         try:
             await call.play(caller)
             await call.end(caller)

@@ -16,7 +16,7 @@ from aiohttp import WSMsgType, web
 from tools.audio import g711
 
 BYTES_PER_SECOND = 16_000
-"""PCM16 at 8 kHz, which is what a client's audio is counted in, also where it sends mu-law."""
+"""PCM16 at 8 kHz, which is what most clients' audio is counted in, also where they send mu-law."""
 
 Message = dict[str, Any]
 

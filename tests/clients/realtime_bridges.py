@@ -6,12 +6,10 @@ import time
 from typing import Any
 
 from tests.clients.base import Client, Message, at_rate, decoded, in_real_time, pieces
-from tests.clients.exotel_samples import rate_of
+from tests.clients.exotel_samples import RATES, rate_of
 from tools.audio.tones import tone
 
 FRAME_BYTES = 3200
-ELEVENLABS_BYTES = 1600
-TEST_TONE = tone(440, 0.1, level_dbfs=-30).astype("<i2").tobytes()
 
 
 class OpenAiBridge(Client):
@@ -34,7 +32,7 @@ class OpenAiBridge(Client):
             self._sid = message.get("streamSid") or message.get("stream_sid") or self._sid
             match message.get("event", ""):
                 case "connected":
-                    await self._send_frame(TEST_TONE)
+                    await self._send_frame(tone(440, 0.1, self._rate, -30).astype("<i2").tobytes())
                 case "start" if self._sid != "unknown":
                     self._connected.add(self._sid)
                     self.started = True
@@ -71,7 +69,8 @@ class OpenAiBridge(Client):
 
 
 class ElevenLabsBridge(Client):
-    """Has a default for everything, hands the base64 on as it is, and closes the socket to go on in the flow."""
+    """Has a default for everything, speaks at the rate that the start message tells, and closes the socket to go on in
+    the flow."""
 
     name = "ElevenLabs bridge"
     hang_up_reason = "app_closed"
@@ -80,8 +79,7 @@ class ElevenLabsBridge(Client):
         super().__init__(*args)
         self._sid = ""
         self._began = 0.0
-        self.rate = 0
-        """Told to the agent; the audio is handed on as it is."""
+        self._rate = 8000
         self._sequence = 0
         self.variables: dict[str, str] = {}
         """What the agent's prompt may use."""
@@ -107,14 +105,16 @@ class ElevenLabsBridge(Client):
         start = message.get("start", {})
         self._sid = message.get("stream_sid") or start.get("stream_sid")
         media_format = start.get("media_format", {})
-        self.rate = int(str(media_format.get("sample_rate", 8000)).removesuffix("Hz").strip())
+        rate = str(media_format.get("sample_rate", 8000)).removesuffix("Hz").strip()
+        self._rate = int(rate) if rate in RATES else 8000
         self.variables = {"caller_number": start.get("from", ""), "called_number": start.get("to", "")}
         self.variables |= {"call_sid": start.get("call_sid", "")} | start.get("custom_parameters", {})
         self._began = time.monotonic()
         self.started = True
 
     async def say(self, pcm: bytes) -> None:
-        await in_real_time(pieces(pcm, ELEVENLABS_BYTES), self._send_chunk, 0.9)
+        share = 0.9 * 8000 / self._rate
+        await in_real_time(pieces(at_rate(pcm, self._rate), self._rate * 2 // 10), self._send_chunk, share)
         self._sequence += 1
         mark = {"name": f"mark_{self._sequence}"}
         await self.send_mark(

@@ -4,6 +4,7 @@ a platform that lacks what it needs (docs/compatibility.md)."""
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -115,6 +116,53 @@ def under(options: dict[str, Any]) -> list[Job]:
 @pytest.mark.parametrize("row", SWITCHES)
 def test_what_a_switch_breaks_is_documented(row: str, broken: dict[str, dict[str, Problems]]) -> None:
     assert set(broken[row]) == SWITCHES[row][0], broken[row]
+
+
+# Other rates
+
+
+def documented_rates() -> dict[str, bool]:
+    """Each row of the table of rates: whether the client loses its rate with `query: strip`."""
+    table = DOCUMENT.read_text(encoding="utf-8").partition("## Sample rates")[2].partition("\n## ")[0]
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:2] == "| "]
+    return {name: stripped != "nothing" for name, _, stripped in found if name in BY_NAME}
+
+
+RATED = documented_rates()
+WIDE = [(name, rate, query) for rate in (16000, 24000) for query in ("keep", "strip") for name in RATED]
+
+
+@pytest.fixture(scope="module")
+def wide() -> dict[tuple[str, int, str], Outcome]:
+    """Calls at other rates, which the URL asks for, of the clients that can take part in them."""
+    jobs = [
+        (BY_NAME[name], {"rate": rate, "query": f"?sample-rate={rate}&agent=a7", "options": {"query": query}})
+        for name, rate, query in WIDE
+    ]
+    return dict(zip(WIDE, run(all_at_once(jobs)), strict=True))
+
+
+def test_the_clients_with_more_than_one_rate_are_known() -> None:
+    # What can speak at another rate makes its audio by `at_rate`.
+    assert {kind.name for kind in RECREATED if "at_rate(" in inspect.getsource(kind)} == set(RATED)
+
+
+@pytest.mark.parametrize(("name", "rate", "query"), WIDE)
+def test_a_client_is_served_at_the_rate_that_its_url_asks_for(
+    name: str, rate: int, query: str, wide: dict[tuple[str, int, str], Outcome]
+) -> None:
+    outcome = wide[name, rate, query]
+    assert outcome.report is not None
+    if query == "keep" or not RATED[name]:
+        assert outcome.problems == {}
+        assert outcome.report.figures.caller_frames_dropped.keys() <= {"before_start"}
+        return
+    # It takes the stream for one of 8 kHz: what it says is over in a half or a third of the time, and that much higher.
+    assert list(outcome.problems) == ["greeting"]
+    assert outcome.client is not None
+    assert outcome.client.sent.endswith(outcome.client.greeting)
+    greeting_ms = len(outcome.client.greeting) * 1000 // BYTES_PER_SECOND
+    assert greeting_ms * 8000 / rate <= 20 * outcome.report.figures.frames_played <= 0.7 * greeting_ms
 
 
 # What they rely on: a client that cannot die proves nothing
