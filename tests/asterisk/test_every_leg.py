@@ -23,11 +23,13 @@ from tools.sip.sipp import Ending
 
 CHANNELS = {"audiosocket": "AudioSocket/", "rtp": "UnicastRTP/", "websocket": "WebSocket/"}
 """How Asterisk names the media channels of a kind."""
-
+SLIN = "+918000000020"
+"""The scripted application, on a route whose media leg is to carry slin."""
 CONNECTED, SPEAKING = "+918000000120", "+918000000121"
 """Numbers that ring until the application is connected, or speaks."""
 ROUTES = [
     {"did": SCRIPTED, "application": "scripted"},
+    {"did": SLIN, "application": "scripted", "media_format": "slin"},
     {"did": ECHO, "application": "echo"},
     {"did": CONNECTED, "application": "scripted", "answer": "when_connected", "answer_within_seconds": 30},
     {"did": SPEAKING, "application": "scripted", "answer": "when_speaking", "answer_within_seconds": 30},
@@ -86,29 +88,44 @@ async def test_tones_arrive_as_themselves_both_ways(live: Live, kind: str, codec
     assert row.media.caller_frames_dropped.keys() <= {"before_start"}
 
 
-@every
-async def test_what_comes_at_once_is_played_at_20_ms_a_frame(live: Live, kind: str) -> None:
-    seconds = 30 if kind == "audiosocket" else 8
-    call = await live.talking()
-    # A sweep of tones, one a second, so that order and completeness can be heard.
-    audio = np.concatenate([tone(300 + 50 * second, 1) for second in range(seconds)])
-    pcm = audio.astype("<i2").tobytes()
-    for at in range(0, len(pcm), 3200):
-        await live.app.say(pcm[at : at + 3200])
-    await live.app.send({"event": "mark", "mark": {"name": "all played"}})
-    await until(lambda: live.app.events("mark"), "mark after the audio", seconds + 10)
-    await call.hang_up()
-    row = await live.record(call)
-    assert row.media is not None
-    assert (row.media.frames_played, row.media.frames_dropped) == (50 * seconds, {})
-    assert 1000 * (seconds - 1) <= row.media.playout_peak_ms <= 1000 * seconds
-    received = call.peer.received_pcm_by_timestamp()
-    loud = np.flatnonzero(np.abs(received.astype(int)) > 500)
-    heard = received[loud[0] : loud[-1]]
-    assert len(heard) == pytest.approx(seconds * 8000, rel=0.01)
-    for second in range(seconds):
-        piece = heard[second * 8000 + 2000 : second * 8000 + 6000]
-        assert dominant_frequency(piece) == pytest.approx(300 + 50 * second, abs=4)
+async def say(socket: web.WebSocketResponse, pcm: bytes) -> None:
+    await socket.send_json({"event": "media", "media": {"payload": base64.b64encode(pcm).decode()}})
+
+
+@pytest.mark.parametrize("system", ["rtp", "websocket"], indirect=True, scope="module")
+async def test_half_a_minute_that_comes_at_once_is_played_to_its_end_at_20_ms_a_frame(live: Live, kind: str) -> None:
+    """In one message, and in three hundred; over legs of either kind, and over AudioSocket, which carries slin where
+    the other legs are RTP. All at once."""
+    seconds = 30
+    calls = []
+    for number, dialled in enumerate((SCRIPTED, SCRIPTED, SLIN, SLIN)):
+        call = await live.talking(dialled)
+        # A sweep of tones, one a second, so that order and completeness can be heard.
+        tones = [300 + 50 * second + 12 * number for second in range(seconds)]
+        calls.append((call, live.app.sockets[-1], tones))
+    names = [channel.name.partition("/")[0] for channel in await live.ari.list_channels()]
+    carried = ["WebSocket"] * 4 if kind == "websocket" else ["AudioSocket"] * 2 + ["UnicastRTP"] * 2
+    assert sorted(name for name in names if name != "PJSIP") == carried
+    for number, (_, socket, tones) in enumerate(calls):
+        pcm = np.concatenate([tone(hz, 1) for hz in tones]).astype("<i2").tobytes()
+        size = 3200 if number % 2 else len(pcm)
+        for at in range(0, len(pcm), size):
+            await say(socket, pcm[at : at + size])
+        await socket.send_json({"event": "mark", "mark": {"name": "all played"}})
+    await until(lambda: len(live.app.events("mark")) == len(calls), "marks after the audio", seconds + 10)
+    await asyncio.gather(*(call.hang_up() for call, _, _ in calls))
+    for call, _, tones in calls:
+        row = await live.record(call)
+        assert row.media is not None
+        assert (row.media.frames_played, row.media.frames_dropped) == (50 * seconds, {})
+        assert 1000 * (seconds - 1) <= row.media.playout_peak_ms <= 1000 * seconds
+        received = call.peer.received_pcm_by_timestamp()
+        loud = np.flatnonzero(np.abs(received.astype(int)) > 500)
+        heard = received[loud[0] : loud[-1]]
+        assert len(heard) == pytest.approx(seconds * 8000, rel=0.01)
+        for second, hz in enumerate(tones):
+            piece = heard[second * 8000 + 2000 : second * 8000 + 6000]
+            assert dominant_frequency(piece) == pytest.approx(hz, abs=4)
 
 
 @every
