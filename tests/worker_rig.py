@@ -108,6 +108,8 @@ class Asterisk:
     @classmethod
     async def connect(cls, port: int, leg_uuid: str | None, receive_buffer: int = 0) -> Asterisk:
         connection = socket.socket()
+        # As Asterisk does. Otherwise the kernel keeps a frame back until the worker's next one acknowledges the last.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         connection.setblocking(False)

@@ -123,6 +123,7 @@ async def test_a_backlog_is_one_even_so() -> None:
     async with coalescing() as (r, channel):
         await talk(channel, FRAMES[5:15])
         channel.writer.write(b"".join(wire.encode(wire.KIND_AUDIO, frame) for frame in FRAMES[15:45]))
+        await asyncio.sleep(0.02)
         await talk(channel, FRAMES[45:47])
         await channel.hang_up()
         figures = (await r.report()).figures

@@ -209,7 +209,6 @@ async def test_it_begins_before_the_application_is_there(tmp_path: Path) -> None
         assert np.count_nonzero(np.abs(left.astype(int)) > 300) > 0.7 * 8000
 
 
-@pytest.mark.virtual_time(False)
 async def test_only_who_takes_over_is_recorded(tmp_path: Path) -> None:
     async with rig(recordings=options(tmp_path)) as r, serving() as second:
         following = call_spec(application="second", url=second.url, recording=True)
