@@ -296,12 +296,14 @@ class CallReport(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the application had failed, whatever the caller then heard in its place."""
     recording: str = ""
     """Where the recording is, in the gateway's words (docs/recording.md); empty: there is none."""
+    recorded_at_ms: int = 0
+    """When it began; 0: there is none."""
 
 
 DIGITS = re.compile(r"[0-9*#A-D]{1,32}")
 """What a caller may be sent at once: keys of a telephone."""
 
-NoticeEvent = Literal["attached", "connected", "speaking", "digits", "leg_lost", "not_here"]
+NoticeEvent = Literal["attached", "connected", "speaking", "digits", "leg_lost", "not_here", "recorded"]
 
 
 class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
@@ -313,8 +315,10 @@ class CallNotice(msgspec.Struct, frozen=True, kw_only=True):
     """`attached`: the RTP leg is open; `connected`: the application's stream is, or what stands in for it is heard;
     `speaking`: it is to be heard (a prompt is both at once); `digits`: it wants `digits` sent to the caller;
     `leg_lost`: leg `leg_number` is gone, and the call is held for another one, in `media_format`; `not_here`: it was
-    asked for a call that it has not had."""
+    asked for a call that it has not had; `recorded`: the file `recording` has been begun."""
     digits: str = ""
+    recording: str = ""
+    """As in `CallReport`."""
     leg_number: int = 0
     media_format: MediaFormat = MediaFormat.ULAW
     at_ms: int

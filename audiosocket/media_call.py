@@ -58,7 +58,8 @@ class MediaCall:
         self._stage: AppStage | None = None
         self._session: Session | None = None
         self._recording: Recording | None = None
-        self._last: tuple[AppStage, Ending] | None = None
+        self._last: tuple[AppStage, Ending, int] | None = None
+        """Of which stream's end the platform's callback has to tell yet, and when that was (Unix time in ms)."""
         self._closing: set[asyncio.Task[None]] = set()
         self._started_ms = now_ms()
         self._connect_ms = -1
@@ -122,7 +123,7 @@ class MediaCall:
             try:
                 await self._end_recording()
             finally:
-                self._tell_end(self.recording)
+                self._tell_end()
                 summary = self.figures()
                 self._log.info(
                     "media_ended",
@@ -148,6 +149,7 @@ class MediaCall:
                         application=self._stages.application,
                         failed=self._stages.failed,
                         recording=self.recording,
+                        recorded_at_ms=self._recording.began_at_ms if self._recording and self.recording else 0,
                     )
                 )
                 # Behind the report: the controller keeps the caller for it, and an application that hangs answers no
@@ -218,7 +220,8 @@ class MediaCall:
                 self._leave(ending)
             answered = self._session is None or self._session.answered
             step = self._stages.after(ending, opened=opened, answered=answered)
-            if not isinstance(step, Finish):
+            # Behind a tone or a prompt the call is over, and a recording whole.
+            if isinstance(step, Dial) or (isinstance(step, Play) and self._recording is None):
                 self._tell_end()
 
     async def _dial(self, step: Dial, before: Ending | None) -> Ending:
@@ -236,9 +239,9 @@ class MediaCall:
             session.switch(spec, dialect, times)
         if spec.recording and self._recording is None and self._services.recordings is not None:
             begin = self._services.recordings.begin
-            # Of a call that was another worker's before, a recording of that name may be there.
-            name = spec.stream_sid if self.spec.begins else spec.call_sid
-            self._recording = begin(name, spec.media_format, self._recording_over)
+            # The parts of a call that has been moved have names of their own, wherever they are, that tell their order.
+            name = f"{spec.call_sid}-{self.spec.lease_token}" if self.spec.begins else spec.call_sid
+            self._recording = begin(name, spec.media_format, self._recording_begun, self._recording_over)
             session.recorder = self._recording.recorder
         self._stage = AppStage(spec, dialect, session, self._events, self._services)
         ending = await self._stage.run()
@@ -273,17 +276,29 @@ class MediaCall:
     def _leave(self, ending: Ending) -> None:
         """Ends the stage. Its socket is closed behind the call's back: the caller does not wait for that."""
         if self._stage is not None:
-            self._last = self._stage, ending
+            self._last = self._stage, ending, now_ms()
             self._stage.finish(ending.reason)
             self._closing.add(asyncio.create_task(self._stage.close(), name=f"close {self.spec.call_id}"))
             self._stage = None
 
-    def _tell_end(self, recording: str = "") -> None:
-        """The platform's callback of the last stream's end: at the end of the call, when the recording is whole."""
-        if self._last is not None:
-            stage, ending = self._last
-            self._last = None
-            stage.callbacks.ended(ending.reason, ending.detail, recording)
+    def _tell_end(self) -> None:
+        """The platform's callback of the last stream's end: at once, or as soon as it is known whether the recording
+        that it names is there."""
+        if self._last is None:
+            return
+        last, self._last = self._last, None
+        if self._recording is None or self._recording.known:
+            self._told_end(*last)
+        else:
+            telling = self._tell_end_later(self._recording, *last)
+            self._closing.add(asyncio.create_task(telling, name=f"callback {self.spec.call_id}"))
+
+    async def _tell_end_later(self, recording: Recording, stage: AppStage, ending: Ending, at_ms: int) -> None:
+        await recording.begun()
+        self._told_end(stage, ending, at_ms)
+
+    def _told_end(self, stage: AppStage, ending: Ending, at_ms: int) -> None:
+        stage.callbacks.ended(ending.reason, ending.detail, at_ms, self.recording)
 
     async def _end_recording(self) -> None:
         if self._recording is None:
@@ -291,6 +306,11 @@ class MediaCall:
         await self._recording.closed()
         if self._recording.lost_blocks:
             self._note("recording_incomplete", {"silent_ms": self._recording.lost_blocks * BLOCK_MS})
+
+    def _recording_begun(self) -> None:
+        """Told at once: of a worker that is killed it is never told again."""
+        if self._session is not None:
+            self._notify("recorded", "", self.recording)
 
     def _recording_over(self, reason: str, detail: str) -> None:
         """The recording has ended before the call: that goes on."""
@@ -304,12 +324,13 @@ class MediaCall:
             return Ending(EndReason(self._legs.end_reason), self._legs.end_detail)
         return self._stopping.result()
 
-    def _notify(self, event: NoticeEvent, digits: str) -> None:
+    def _notify(self, event: NoticeEvent, digits: str, recording: str = "") -> None:
         notice = CallNotice(
             call_id=self.spec.call_id,
             leg_uuid=self.spec.leg_uuid,
             event=event,
             digits=digits,
+            recording=recording,
             leg_number=self._legs.number,
             media_format=self.spec.media_format,
             at_ms=now_ms(),

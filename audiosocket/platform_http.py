@@ -216,9 +216,8 @@ class StreamCallbacks:
         self._opened_ms = now_ms()
         self._http.deliver(self._dialect.stream_started(self._opened_ms), self._call_id)
 
-    def ended(self, reason: EndReason, detail: str, recording: str = "") -> None:
-        """The stream is over, or could not be opened."""
-        at_ms = now_ms()
+    def ended(self, reason: EndReason, detail: str, at_ms: int, recording: str) -> None:
+        """The stream was over at `at_ms` (Unix time in ms), or could not be opened."""
         seconds = (at_ms - self._opened_ms) / 1000 if self._opened_ms else None
         end = stream_end(reason, detail, seconds, recording)
         self._http.deliver(self._dialect.stream_ended(end, at_ms), self._call_id)

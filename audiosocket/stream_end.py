@@ -20,7 +20,7 @@ _COMPLETED: dict[EndReason, Literal["caller", "application", "platform"]] = {
 def stream_end(reason: EndReason, detail: str, seconds: float | None, recording: str = "") -> StreamEnd:
     """`seconds`: how long the stream was open; None: it never was."""
     if seconds is None and reason is EndReason.LEG_CLOSED:
-        return StreamEnd(False, "caller", 0)
+        return StreamEnd(False, "caller", 0, recording=recording)
     ended_by = _COMPLETED.get(reason)
     if seconds is not None and ended_by is not None:
         return StreamEnd(True, ended_by, seconds, recording=recording)

@@ -337,7 +337,7 @@ class Neighbours:
         self.destroy(self.media)
         self.report(leg, reason, **more)
 
-    def notice(self, leg: str, event: NoticeEvent, digits: str = "") -> None:
+    def notice(self, leg: str, event: NoticeEvent, digits: str = "", recording: str = "", at_ms: int = 0) -> None:
         """The worker tells something of a leg that goes on."""
         spec = self.specs[leg]
         first = self.first_leg(leg)
@@ -348,12 +348,14 @@ class Neighbours:
             digits=digits,
             leg_number=self.numbers.get(first, 0),
             media_format=spec.media_format,
-            at_ms=0,
+            recording=recording,
+            at_ms=at_ms,
         )
         asyncio.get_running_loop().call_soon(self.controller.on_notice, told)
 
     @staticmethod
     def report_of(spec: CallSpec, reason: EndReason, **more: Any) -> CallReport:
+        values: dict[str, Any] = {"recording": "/recordings/2026-01-02/0123.wav"} | more
         return CallReport(
             call_id=spec.call_id,
             leg_uuid=spec.leg_uuid,
@@ -364,8 +366,7 @@ class Neighbours:
             ended_at_ms=1,
             figures=MediaFigures(frames_played=7),
             milestones=[Milestone(1, "ended", {"reason": reason.value})],
-            recording="/recordings/2026-01-02/0123.wav",
-            **more,
+            **values,
         )
 
     @property

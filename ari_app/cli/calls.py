@@ -305,8 +305,11 @@ def _show_record(row: CallRow) -> None:
         click.echo(f"result: {row.result}, {row.reason}{f' ({row.detail})' if row.detail else ''}")
     if row.hangup_cause is not None:
         click.echo(f"hangup cause: {describe(row.hangup_cause)}")
-    if row.recording:
+    parts = row.recordings or ()
+    if len(parts) < 2 and row.recording:
         click.echo(f"recording: {row.recording}")
+    for number, part in enumerate(parts if len(parts) > 1 else (), start=1):
+        click.echo(f"recording {number}: {part.recording}, of {part.worker_id}, from {clock(part.began_at)} on")
 
 
 def _show_event(event: CallEvent, began: datetime) -> None:

@@ -342,6 +342,8 @@ class CallActor:
             if self.machine.state is State.REPORTING and self._outcome.report is None:
                 self._moving.not_had()
                 await self._step(Message(Trigger.WORKER_GONE, detail="the worker has not had the call"))
+        elif notice.event == "recorded":
+            self._story.recorded(notice)
         elif notice.event == "digits":
             if self._talks and DIGITS.fullmatch(notice.digits):
                 await self._actions.send_digits(notice.digits)

@@ -88,8 +88,7 @@ class LateReports:
 
     def _complete(self, row: CallRow, report: CallReport) -> None:
         if row.leg_uuid not in (None, report.leg_uuid):
-            for event in left_events(report):
-                self._writer.event(event)
+            self._leave(row, report)
         elif row.ended_at is not None and row.media is None:
             self._live.unreported.pop(report.call_id, None)
             story = self._live.story(row)
@@ -97,3 +96,14 @@ class LateReports:
             found = of_late_report(row.reason or "", report, answered=row.answered_at is not None)
             if found is not None:
                 story.correct(found)
+
+    def _leave(self, row: CallRow, report: CallReport) -> None:
+        """The report of a worker that had the call before another one."""
+        if row.ended_at is None:  # another controller has the call, and this is an old state of it
+            for event in left_events(report):
+                self._writer.event(event)
+            return
+        story = self._live.story(row)
+        story.left(report)
+        if report.call_id in self._live.unreported:
+            self._live.unreported[report.call_id] = story.row

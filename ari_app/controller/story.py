@@ -11,9 +11,9 @@ import msgspec
 
 from ari_app.call.machine import Transition
 from ari_app.domain.termination import Termination
-from ari_app.store.records import CallEvent, CallRow
+from ari_app.store.records import CallEvent, CallRow, RecordingPart
 from ari_app.store.writer import RecordWriter
-from audiosocket.callspec import CallReport
+from audiosocket.callspec import CallNotice, CallReport
 
 
 def now() -> datetime:
@@ -112,12 +112,34 @@ class Story:
         for event in report_events(report):
             self._writer.event(event)
         # At once: the report is acknowledged when this is stored, and the controller may be gone before the call is.
-        self.update(media=report.figures, recording=report.recording or None)
+        self.update(media=report.figures, **self._part(report))
 
     def left(self, report: CallReport) -> None:
         """The report of a worker that had the call before."""
         for event in left_events(report):
             self._writer.event(event)
+        if part := self._part(report):
+            self.update(**part)
+
+    def recorded(self, notice: CallNotice) -> None:
+        """The call's worker has begun a file."""
+        worker_id, began_at = self.row.worker_id or "", from_ms(notice.at_ms)
+        if part := self._with(RecordingPart(recording=notice.recording, worker_id=worker_id, began_at=began_at)):
+            self.update(**part)
+
+    def _part(self, report: CallReport) -> dict[str, Any]:
+        if not report.recording:
+            return {}
+        began_at = from_ms(report.recorded_at_ms or report.started_at_ms)  # an older worker does not say
+        return self._with(RecordingPart(recording=report.recording, worker_id=report.worker_id, began_at=began_at))
+
+    def _with(self, part: RecordingPart) -> dict[str, Any]:
+        """What a part changes of the row: nothing, if it is known. It may be told more than once, and late."""
+        known = self.row.recordings or ()
+        if any((each.worker_id, each.recording) == (part.worker_id, part.recording) for each in known):
+            return {}
+        parts = tuple(sorted((*known, part), key=lambda each: each.began_at))
+        return {"recordings": parts, "recording": parts[-1].recording}
 
     def correct(self, termination: Termination) -> None:
         """The call was closed, and why it ended is known only now."""

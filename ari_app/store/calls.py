@@ -14,7 +14,7 @@ import msgspec
 
 from ari_app.errors import StoreUnavailable, TrunkbridgeError
 from ari_app.store.postgres import fetch
-from ari_app.store.records import CallEvent, CallRow
+from ari_app.store.records import CallEvent, CallRow, RecordingPart
 from audiosocket.callspec import MediaFigures
 
 MIN_PREFIX = 4
@@ -35,6 +35,8 @@ def _call(record: asyncpg.Record) -> CallRow:
         values["leg_uuid"] = str(values["leg_uuid"])
     if values["media"] is not None:
         values["media"] = msgspec.json.decode(values["media"], type=MediaFigures)
+    if values["recordings"] is not None:
+        values["recordings"] = msgspec.json.decode(values["recordings"], type=tuple[RecordingPart, ...])
     return CallRow(**values)
 
 

@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from audiosocket.callspec import MediaFigures
+
+
+class RecordingPart(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a call's recording."""
+
+    recording: str
+    """Path on the node of `worker_id`, or URL."""
+    worker_id: str
+    began_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +54,9 @@ class CallRow:
     """ITU-T Q.850."""
     media: MediaFigures | None = None
     recording: str | None = None
-    """Path on the worker's node, or URL."""
+    """Path on the worker's node, or URL; the last of `recordings`."""
+    recordings: tuple[RecordingPart, ...] | None = None
+    """One after the other: a call that is moved to another worker goes on in another file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,9 @@
 """The directory of recordings, which all workers of a node share: names, locks, repair, and what is too old.
 
-A recording is `YYYY-MM-DD/<call_sid>.wav` (the day in UTC). While it is written it is called `.wav.part` and its writer
-holds a lock (flock) on it, which ends with the process however that ends. So a `.part` whose lock is free belongs to
-nobody: whoever finds it puts its header right and gives it its name. Nothing else in the directory is touched.
+A recording is `YYYY-MM-DD/<call_sid>.wav` (the day in UTC), or, of a call that was another worker's before,
+`<call_sid>-<number>.wav`. While it is written it is called `.wav.part` and its writer holds a lock (flock) on it, which
+ends with the process however that ends. So a `.part` whose lock is free belongs to nobody: whoever finds it puts its
+header right and gives it its name. Nothing else in the directory is touched.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from audiosocket.recording import wav
 
 PART = ".part"
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
-_FILE = re.compile(r"[0-9a-f]{32}\.wav(\.part)?")
+_FILE = re.compile(r"[0-9a-f]{32}(-\d{1,20})?\.wav(\.part)?")
 _OPENINGS = 5
 
 
@@ -34,9 +35,9 @@ class Tidied:
     """Files and folders that could not be dealt with."""
 
 
-def relative_path(call_sid: str, now: datetime) -> str:
-    """Where the recording of a call that begins now lies."""
-    return f"{now.astimezone(UTC):%Y-%m-%d}/{call_sid}.wav"
+def relative_path(name: str, now: datetime) -> str:
+    """Where a recording that begins now lies."""
+    return f"{now.astimezone(UTC):%Y-%m-%d}/{name}.wav"
 
 
 def create(path: Path) -> int:

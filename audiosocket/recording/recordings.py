@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from audiosocket.callspec import MediaFormat
+from audiosocket.clock import now_ms
 from audiosocket.recording import folder
 from audiosocket.recording.recorder import BLOCK_TICKS, Recorder
 from audiosocket.recording.timeline import TICKS_A_SECOND, Block
@@ -48,14 +49,23 @@ class Recording:
     """One call's recording. `recorder` is for the session, until `over` is told."""
 
     def __init__(
-        self, owner: Recordings, path: Path, media_format: MediaFormat, where: str, over: Callable[[str, str], None]
+        self,
+        owner: Recordings,
+        path: Path,
+        media_format: MediaFormat,
+        where: str,
+        begun: Callable[[], None],
+        over: Callable[[str, str], None],
     ) -> None:
         self._owner = owner
-        self._track = track = Track(path, media_format, self._ended_there)
+        self._track = track = Track(path, media_format, self._begun_there, self._ended_there)
         self._where = where
+        self._tell_begun = begun
         self._over = over
         self._loop = asyncio.get_running_loop()
+        self._begun = self._loop.create_future()
         self._ended = self._loop.create_future()
+        self.began_at_ms = now_ms()
         self.recorder = Recorder(track.timeline.rate_hz, self._put, time.monotonic)
         self.reason = ""
         self.lost_blocks = 0
@@ -66,6 +76,11 @@ class Recording:
         """Path or URL; empty when there is no file."""
         return "" if self.reason and self._track.descriptor < 0 else self._where
 
+    @property
+    def known(self) -> bool:
+        """Whether it is known if there is a file."""
+        return self._begun.done() or self._ended.done()
+
     def close(self) -> None:
         """The call has ended: what is in hand is written."""
         if not self.reason:
@@ -73,9 +88,21 @@ class Recording:
             self._track.ticks = self.recorder.ticks
             self._owner.writer.put((self._track, Order.CLOSE))
 
+    async def begun(self) -> None:
+        """Waits until it is known if there is a file, `CLOSE_SECONDS` at most."""
+        await asyncio.wait((self._begun, self._ended), timeout=CLOSE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+
     async def closed(self) -> None:
         """Waits for the file to be whole, `CLOSE_SECONDS` at most."""
         await asyncio.wait((self._ended,), timeout=CLOSE_SECONDS)
+
+    def _begun_there(self) -> None:
+        # On the writer's thread.
+        self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        self._begun.set_result(None)
+        self._tell_begun()
 
     def _ended_there(self, reason: str, detail: str) -> None:
         # On the writer's thread.
@@ -141,12 +168,15 @@ class Recordings:
             # The process ends without it: the next start finds what it has written.
             log.error("recordings_left", recordings=self.active)
 
-    def begin(self, call_sid: str, media_format: MediaFormat, over: Callable[[str, str], None]) -> Recording:
-        """A recording from now on. `over` is told (reason, detail) when it ends before its call does."""
-        relative = folder.relative_path(call_sid, datetime.now(UTC))
+    def begin(
+        self, name: str, media_format: MediaFormat, begun: Callable[[], None], over: Callable[[str, str], None]
+    ) -> Recording:
+        """A recording from now on. `begun` is told when its file is there; `over` (reason, detail) when it ends before
+        its call does."""
+        relative = folder.relative_path(name, datetime.now(UTC))
         base = self._options.url_base
         where = f"{base.rstrip('/')}/{relative}" if base else str(self._options.directory / relative)
-        recording = Recording(self, self._options.directory / relative, media_format, where, over)
+        recording = Recording(self, self._options.directory / relative, media_format, where, begun, over)
         self._live.add(recording)
         return recording
 

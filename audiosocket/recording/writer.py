@@ -37,6 +37,8 @@ class Track:
 
     path: Path
     media_format: MediaFormat
+    begun: Callable[[], None]
+    """Told on the writer's thread: the file is there."""
     ended: Callable[[str, str], None]
     """Told once, on the writer's thread: reason and detail."""
     timeline: Timeline = field(init=False)
@@ -109,6 +111,7 @@ class Writer(threading.Thread):
             track.ended("open_failed", _fault(track, error))
             return
         self._open.add(track)
+        track.begun()
 
     def _write(self, track: Track, stretches: list[Stretch]) -> None:
         for start, audio in stretches:

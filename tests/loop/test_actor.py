@@ -25,14 +25,15 @@ from ari_app.call.machine import State, Trigger
 from ari_app.controller.actor import INBOX_MESSAGES
 from ari_app.controller.messages import Message
 from ari_app.controller.reconciliation import ORPHAN_SECONDS
+from ari_app.controller.story import from_ms
 from ari_app.domain.ids import CallId, bridge_id, media_channel_id
 from ari_app.domain.termination import Result
 from ari_app.errors import NoCapacity, StoreUnavailable
 from ari_app.failure import CircuitBreakerSettings, FallbackSettings
 from ari_app.store.present import Command
-from ari_app.store.records import CallRow
+from ari_app.store.records import CallRow, RecordingPart
 from audiosocket.callspec import EndReason
-from tests.fake_call import CALLER, NUMBER, Fault, Neighbours, channel, config
+from tests.fake_call import CALLER, NUMBER, WORKER, Fault, Neighbours, channel, config
 from tests.media import call_spec
 from tests.worker_rig import until
 
@@ -547,7 +548,29 @@ async def test_a_report_for_a_call_of_an_earlier_controller_completes_its_record
         await pbx.over()
     assert [row.media is not None for row in pbx.records.rows] == [False, True]
     recording = "/recordings/2026-01-02/0123.wav"
-    assert pbx.records.rows[-1] == dataclasses.replace(row, media=pbx.records.rows[-1].media, recording=recording)
+    part = RecordingPart(recording=recording, worker_id=WORKER.worker_id, began_at=from_ms(0))
+    last = pbx.records.rows[-1]
+    assert last == dataclasses.replace(row, media=last.media, recording=recording, recordings=(part,))
+
+
+async def test_the_recording_is_in_the_record_from_its_beginning(pbx: Neighbours) -> None:
+    """Whatever becomes of the worker, and of its report."""
+    await up(pbx)
+    assert pbx.media is not None
+    leg, path = pbx.legs[pbx.media], "/recordings/2026-01-02/0123.wav"
+    assert pbx.records.rows[-1].recording is None
+    for _ in range(2):
+        pbx.notice(leg, "recorded", recording=path, at_ms=7000)
+    await until(lambda: pbx.records.rows[-1].recording, "the recording in the record")
+    part = RecordingPart(recording=path, worker_id=WORKER.worker_id, began_at=from_ms(7000))
+    assert (pbx.records.rows[-1].recording, pbx.records.rows[-1].recordings) == (path, (part,))
+    assert pbx.records.rows[-1].state == "talking"
+    pbx.report(leg, EndReason.LEG_CLOSED)
+    await pbx.order_hangup()
+    await pbx.over()
+    row = nothing_left(pbx)
+    assert row.media is not None
+    assert (row.recording, row.recordings) == (path, (part,)), "the report names the same file"
 
 
 async def test_figures_are_stored_when_they_come(pbx: Neighbours) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from ari_app.ari.errors import AriRejected
 from ari_app.ari.events import ChannelDestroyed
@@ -140,9 +141,43 @@ async def test_a_report_of_the_worker_before_after_the_end_is_an_event(pbx: Neig
     await at(pbx, "gw/1")
     await hangs_up(pbx)
     rows = len(pbx.records.rows)
-    await pbx.controller.on_report(pbx.report_of(pbx.specs[old], EndReason.LEG_CLOSED))
+    await pbx.controller.on_report(pbx.report_of(pbx.specs[old], EndReason.LEG_CLOSED, recording=""))
     assert len(events(pbx, "media_left")) == 1
     assert len(pbx.records.rows) == rows
+
+
+@pytest.mark.parametrize("late", ["", "frozen", "ended"])
+async def test_all_parts_of_a_recording_are_kept_in_their_order(pbx: Neighbours, late: str) -> None:
+    """What the worker before did not tell in time comes with its report."""
+    await up(pbx)
+    (old,) = pbx.specs
+    if not late:
+        pbx.notice(old, "recorded", recording="/recordings/1.wav", at_ms=1000)
+        await until(lambda: pbx.records.rows[-1].recording, "the first part in the record")
+    gone(pbx)
+    new = await at(pbx, "gw/1")
+    pbx.notice(new.leg_uuid, "recorded", recording="/recordings/2.wav", at_ms=9000)
+    pbx.notice(old, "recorded", recording="/recordings/no.wav", at_ms=9500)  # not the call's worker any more
+    await until(lambda: pbx.records.rows[-1].recording == "/recordings/2.wav", "the second part in the record")
+    report = pbx.report_of(pbx.specs[old], EndReason.WORKER_STOPPED, recording="/recordings/1.wav", recorded_at_ms=1000)
+    if late == "frozen":
+        await pbx.controller.on_report(report)
+        await until(lambda: events(pbx, "media_left"), "the report of the worker before")
+    pbx.reports = False
+    pbx.destroy(CALLER, 16, requested=True)
+    last = pbx.report_of(new, EndReason.LEG_CLOSED, recording="/recordings/2.wav", recorded_at_ms=9001)
+    await pbx.controller.on_report(replace(last, worker_id="gw/1"))
+    await until(lambda: not pbx.controller.active, "the end of the call", PATIENT_SECONDS)
+    if late == "ended":
+        await pbx.controller.on_report(report)
+    row = pbx.records.rows[-1]
+    assert row.ended_at is not None
+    assert row.recording == "/recordings/2.wav"
+    assert [(part.recording, part.worker_id, part.began_at.timestamp()) for part in row.recordings or ()] == [
+        ("/recordings/1.wav", "gw/0", 1),
+        ("/recordings/2.wav", "gw/1", 9),
+    ]
+    await pbx.stop()
 
 
 async def test_a_leg_of_the_new_worker_is_replaced_like_any_other(pbx: Neighbours) -> None:

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from ari_app.store.calls import CallStore
-from ari_app.store.records import CallEvent, CallRow
+from ari_app.store.records import CallEvent, CallRow, RecordingPart
 from ari_app.store.writer import BATCH_ITEMS, RecordWriter
 from audiosocket.callspec import MediaFigures
 from tests.stores import until
@@ -71,6 +71,10 @@ async def test_every_field_comes_back_as_it_went(writer, pool):
         detail="Normal Clearing",
         hangup_cause=16,
         recording="/var/lib/trunkbridge/recordings/2026-01-02/0123.wav",
+        recordings=tuple(
+            RecordingPart(recording=f"/recordings/{number}.wav", worker_id=f"gw/{number}", began_at=T0)
+            for number in range(2)
+        ),
         media=MediaFigures(caller_frames=7, frames_dropped={"late": 2}, connect_ms=812),
     )
     told = event(whole.call_id, 3, from_state="a", to_state="b", cause="x", detail={"n": [1, {"k": None}]})

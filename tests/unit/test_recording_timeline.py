@@ -178,6 +178,28 @@ def test_both_sides_are_what_was_sent_and_heard(media_format: MediaFormat) -> No
     assert np.array_equal(file[:, 1], np.concatenate(sent))
 
 
+def test_what_is_not_written_yet_is_less_than_a_second_at_any_time() -> None:
+    """It is what a worker that is killed loses."""
+    timeline = Timeline(MediaFormat.SLIN)
+    written = 0
+    clock = [START]
+
+    def write(block: Block) -> None:
+        nonlocal written
+        for at, audio in timeline.add(block):
+            written = at + len(audio) // 4
+
+    recorder = Recorder(8000, write, lambda: clock[0])
+    missing = []
+    for number in range(1, 501):
+        recorder.tick(0, audio_frame(np.full(FRAME, number)))
+        recorder.heard(bytes(320))
+        clock[0] += 0.02
+        missing.append(number * FRAME - written)
+    # Up to the next tick it is 20 ms more, at 8 samples a millisecond.
+    assert (min(missing[100:]) / 8, (max(missing) + FRAME) / 8) == (440, 940)
+
+
 def test_half_a_sample_is_cut_and_shifts_nothing() -> None:
     frames = numbered(20)
     timeline = Timeline(MediaFormat.SLIN)
