@@ -241,7 +241,8 @@ class MediaCall:
             begin = self._services.recordings.begin
             # The parts of a call that has been moved have names of their own, wherever they are, that tell their order.
             name = f"{spec.call_sid}-{self.spec.lease_token}" if self.spec.begins else spec.call_sid
-            self._recording = begin(name, spec.media_format, self._recording_begun, self._recording_over)
+            told = self._recording_begun, self._recording_over
+            self._recording = begin(name, spec.media_format, *told, self._legs.leg.queue_ticks)
             session.recorder = self._recording.recorder
         self._stage = AppStage(spec, dialect, session, self._events, self._services)
         ending = await self._stage.run()

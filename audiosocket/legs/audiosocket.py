@@ -12,7 +12,7 @@ import asyncio
 import os
 import socket
 import uuid
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import structlog
 
@@ -55,6 +55,8 @@ else:
 @usual("data_received", "_tick")
 class AudioSocketLeg(LegState, asyncio.Protocol):
     """One connection. See `MediaLeg`."""
+
+    queue_ticks: ClassVar[int] = 0
 
     def __init__(self, clock: Clock, owner: LegOwner) -> None:
         self._clock = clock

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from audiosocket.callspec import DIGITS, MediaFigures
 from audiosocket.clock import Clock
@@ -24,6 +24,8 @@ def pressed(digit: str) -> str:
 class MediaLeg(Protocol):
     """One call's audio between Asterisk and this worker. It ticks its session every 20 ms, whatever happens."""
 
+    queue_ticks: ClassVar[int]
+    """How long, in the middle, what Asterisk is handed waits there before the caller hears it."""
     leg_uuid: str
     """Empty until it is known."""
     peer: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
+from typing import ClassVar
 
 import picows
 import structlog
@@ -85,6 +86,7 @@ def _unsent(kind: picows.WSMsgType, message: bytes) -> None:
 class WebSocketLeg(picows.WSListener):
     """One connection. See `MediaLeg`."""
 
+    queue_ticks: ClassVar[int] = 1
     __slots__ = (
         "_backlog",
         "_blocked",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from typing import ClassVar
 
 import structlog
 
@@ -104,6 +105,8 @@ class RtpPort:
 
 class RtpLeg:
     """One call's stream of packets in each direction. See `MediaLeg`."""
+
+    queue_ticks: ClassVar[int] = 0
 
     def __init__(
         self,

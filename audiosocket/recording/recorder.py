@@ -16,12 +16,16 @@ _ORIGINS = 20
 class Recorder:
     """One call's ears. Nothing is copied or converted here."""
 
-    __slots__ = ("_first_tick", "_frame_bytes", "_heard", "_heard_at", "_now", "_origins", "_put", "_sent")
+    __slots__ = ("_first_tick", "_frame_bytes", "_heard", "_heard_at", "_now", "_origins", "_put", "_queue", "_sent")
 
-    def __init__(self, rate_hz: int, put: Callable[[Block], None], now: Callable[[], float]) -> None:
+    def __init__(
+        self, rate_hz: int, put: Callable[[Block], None], now: Callable[[], float], queue_ticks: int = 0
+    ) -> None:
+        """`queue_ticks`: how long what is sent waits before it is heard. It is laid beside what was said then."""
         self._frame_bytes = HEADER_BYTES + 2 * rate_hz * FRAME_MS // 1000
         self._put = put
         self._now = now
+        self._queue = queue_ticks * FRAME_MS / 1000
         self._first_tick = 0
         self._origins: deque[float] = deque(maxlen=_ORIGINS)
         self._sent: list[bytes] = []
@@ -58,7 +62,7 @@ class Recorder:
         """Hands on what has been collected."""
         if not self._origins:
             return
-        self._put(Block(self._first_tick, self._sent, self._heard, self._heard_at, min(self._origins)))
+        self._put(Block(self._first_tick, self._sent, self._heard, self._heard_at, min(self._origins) + self._queue))
         self._first_tick += sum(map(len, self._sent)) // self._frame_bytes
         self._sent, self._heard, self._heard_at = [], [], []
 

@@ -56,6 +56,7 @@ class Recording:
         where: str,
         begun: Callable[[], None],
         over: Callable[[str, str], None],
+        queue_ticks: int,
     ) -> None:
         self._owner = owner
         self._track = track = Track(path, media_format, self._begun_there, self._ended_there)
@@ -66,7 +67,7 @@ class Recording:
         self._begun = self._loop.create_future()
         self._ended = self._loop.create_future()
         self.began_at_ms = now_ms()
-        self.recorder = Recorder(track.timeline.rate_hz, self._put, time.monotonic)
+        self.recorder = Recorder(track.timeline.rate_hz, self._put, time.monotonic, queue_ticks)
         self.reason = ""
         self.lost_blocks = 0
         owner.writer.put((track, Order.OPEN))
@@ -169,14 +170,19 @@ class Recordings:
             log.error("recordings_left", recordings=self.active)
 
     def begin(
-        self, name: str, media_format: MediaFormat, begun: Callable[[], None], over: Callable[[str, str], None]
+        self,
+        name: str,
+        media_format: MediaFormat,
+        begun: Callable[[], None],
+        over: Callable[[str, str], None],
+        queue_ticks: int,
     ) -> Recording:
         """A recording from now on. `begun` is told when its file is there; `over` (reason, detail) when it ends before
-        its call does."""
+        its call does. `queue_ticks` is the media leg's."""
         relative = folder.relative_path(name, datetime.now(UTC))
         base = self._options.url_base
         where = f"{base.rstrip('/')}/{relative}" if base else str(self._options.directory / relative)
-        recording = Recording(self, self._options.directory / relative, media_format, where, begun, over)
+        recording = Recording(self, self._options.directory / relative, media_format, where, begun, over, queue_ticks)
         self._live.add(recording)
         return recording
 

@@ -200,6 +200,21 @@ def test_what_is_not_written_yet_is_less_than_a_second_at_any_time() -> None:
     assert (min(missing[100:]) / 8, (max(missing) + FRAME) / 8) == (440, 940)
 
 
+def test_what_waits_in_asterisk_is_laid_where_it_is_heard() -> None:
+    """A caller who hears a frame 20 ms after it was sent, and says something at once."""
+    blocks: list[Block] = []
+    clock = [START]
+    recorder = Recorder(8000, blocks.append, lambda: clock[0], queue_ticks=1)
+    for number in range(60):
+        clock[0] = START + number * 0.02
+        recorder.tick(0, audio_frame(np.full(FRAME, number)))
+        recorder.heard(np.full(FRAME, number - 1, "<i2").tobytes())
+    recorder.flush()
+    timeline = Timeline(MediaFormat.SLIN)
+    file = both([stretch for block in blocks for stretch in timeline.add(block)] + timeline.finish())
+    assert np.array_equal(file[: 59 * FRAME, 0], file[: 59 * FRAME, 1])
+
+
 def test_half_a_sample_is_cut_and_shifts_nothing() -> None:
     frames = numbered(20)
     timeline = Timeline(MediaFormat.SLIN)
