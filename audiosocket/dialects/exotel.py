@@ -24,6 +24,9 @@ from audiosocket.settings import ExotelOptions, query_parameters
 _BIT_RATES = {"128kbps": "{}kbps", "128": "{}", "16": "16"}
 """How each `bit_rate` is written at other rates: two of them are kbit/s, `16` is the bits of a sample."""
 
+_USER_AGENT = "Go-http-client/1.1"
+"""As Exotel's client was seen to call itself."""
+
 _DTMF_DURATION_MS = "100"
 """Asterisk reports a digit at its end without a length; Exotel's examples show 100 ms."""
 
@@ -70,7 +73,7 @@ class ExotelDialect(AppMessages):
         self.url = spec.url if options.query == "keep" else spec.url.partition("?")[0]
 
     def headers(self) -> dict[str, str]:
-        return basic_authorization(self._spec.credentials)
+        return {"User-Agent": _USER_AGENT} | basic_authorization(self._spec.credentials)
 
     def opening(self) -> list[bytes]:
         spec, options = self._spec, self._options

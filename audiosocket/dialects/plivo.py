@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import msgspec
 
+from audiosocket import __version__
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects.app_messages import (
     BAD_SHAPE,
@@ -44,6 +45,8 @@ from audiosocket.wire import FRAME_MS
 
 SAMPLE_RATE = 8000
 NONCE_DIGITS = 20
+_USER_AGENT = f"trunkbridge/{__version__}"
+"""What Plivo's client calls itself is not documented; some front ends refuse a request that says nothing."""
 
 _ENCODINGS = {"audio/x-mulaw": Encoding.ULAW, "audio/x-l16": Encoding.PCM16}
 _FRAME_BYTES = {Encoding.ULAW: 160, Encoding.PCM16: 320}
@@ -121,7 +124,7 @@ class PlivoDialect(AppMessages):
     def headers(self) -> dict[str, str]:
         base = _signed_url(self.url)
         # An application behind HTTP sees http or https, some put ws or wss back.
-        return self._signed("http" + base.removeprefix("ws"), base)
+        return {"User-Agent": _USER_AGENT} | self._signed("http" + base.removeprefix("ws"), base)
 
     def opening(self) -> list[bytes]:
         number = self._messages.count()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audiosocket import __version__
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects import open_dialect
 from audiosocket.dialects.base import Clear, Digits, Ignored, Mark, StreamEnd
@@ -231,7 +232,11 @@ def test_the_handshake_is_signed(url: str, signatures: str) -> None:
     # Each first signature was accepted by validate_v3_signature of the package `plivo` 4.63.0 for the URL with http in
     # the place of ws, which is what an application sees; each second one is that package's for the URL as it is.
     headers = PlivoDialect(spec(url=url, credentials="hunter2")).headers()
-    assert headers == {"X-Plivo-Signature-V3": signatures, "X-Plivo-Signature-V3-Nonce": "25394204655124100667"}
+    assert headers == {
+        "User-Agent": f"trunkbridge/{__version__}",
+        "X-Plivo-Signature-V3": signatures,
+        "X-Plivo-Signature-V3-Nonce": "25394204655124100667",
+    }
 
 
 def test_every_attempt_has_a_nonce_of_its_own() -> None:
@@ -242,7 +247,7 @@ def test_every_attempt_has_a_nonce_of_its_own() -> None:
 
 
 def test_nothing_is_signed_without_a_token() -> None:
-    assert PlivoDialect(spec()).headers() == {}
+    assert PlivoDialect(spec()).headers() == {"User-Agent": f"trunkbridge/{__version__}"}
 
 
 def test_ids_are_uuids_and_need_not_be() -> None:

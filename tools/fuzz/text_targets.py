@@ -196,7 +196,7 @@ def url_answer(data: bytes) -> None:
             assert found.url.isascii()
             assert found.url.isprintable()
             assert found.credentials != spec.credentials or b"own" in body
-            assert open_dialect(found).headers().keys() <= {"Authorization"}
+            assert open_dialect(found).headers().keys() <= {"Authorization", "User-Agent"}
         assert _SECRET not in said, said
 
 
