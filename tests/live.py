@@ -36,6 +36,13 @@ scripted one with a limit of 4 kB a message."""
 LOUD = 500
 """Samples of tones are louder, and what a fade leaves of a cut is not after a few milliseconds."""
 
+ROUTES = [
+    {"did": SCRIPTED, "application": "scripted"},
+    {"did": ECHO, "application": "echo"},
+    {"did": REFUSED, "application": "refused"},
+    {"did": SLOW, "application": "slow"},
+    {"did": SHORT, "application": "short"},
+]
 _numbers = itertools.count(1)
 
 
@@ -185,13 +192,7 @@ async def live_system(
             "slow": {"url": f"ws://127.0.0.1:{slow_port}/", "connect_timeout_seconds": 0.5},
         }
         | {name: {"url": scripted} | settings for name, settings in (applications or {}).items()},
-        "routes": [
-            {"did": SCRIPTED, "application": "scripted"},
-            {"did": ECHO, "application": "echo"},
-            {"did": REFUSED, "application": "refused"},
-            {"did": SLOW, "application": "slow"},
-            {"did": SHORT, "application": "short"},
-        ],
+        "routes": ROUTES,
     }
     path = local_config(EXAMPLE, folder, calls=calls, changes=merge(own, changes or {}))
     if "store" not in (changes or {}):

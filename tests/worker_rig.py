@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import socket
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -237,23 +238,23 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(prompts: Prompts | None = None, **options: Any) -> AsyncIterator[Rig]:
-    """A running worker and application, stopped in order at the end."""
-    async with serving() as app:
+async def rig(prompts: Prompts | None = None, tls: ssl.SSLContext | None = None, **options: Any) -> AsyncIterator[Rig]:
+    """A running worker and application (with `tls`, over wss), stopped in order at the end."""
+    async with serving(tls=tls) as app:
         async for rigged in _rigged(app, prompts, options):
             yield rigged
 
 
 @asynccontextmanager
-async def serving(port: int = 0) -> AsyncIterator[Application]:
-    """An application that listens; what still hangs at the end is released."""
+async def serving(port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator[Application]:
+    """An application that listens, with `tls` at a wss:// URL; what still hangs at the end is released."""
     app = Application()
     web_app = web.Application()
     web_app.router.add_get("/bot", app.handle)
     runner = web.AppRunner(web_app, access_log=None, shutdown_timeout=0.2)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    app.url = f"ws://127.0.0.1:{runner.addresses[0][1]}/bot"
+    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls).start()
+    app.url = f"{'wss' if tls else 'ws'}://127.0.0.1:{runner.addresses[0][1]}/bot"
     try:
         yield app
     finally:

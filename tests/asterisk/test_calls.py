@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import socket
@@ -17,20 +18,39 @@ import pytest_asyncio
 from aiohttp import web
 
 from audiosocket import g711
-from tests.live import ECHO, REFUSED, SCRIPTED, SHORT, SLOW, Live, caller, live_system
+from tests.live import ECHO, REFUSED, ROUTES, SCRIPTED, SHORT, SLOW, Live, caller, live_system
+from tests.loop.test_app_stream import certificate
 from tests.replying import Replying
-from tests.worker_rig import until
+from tests.worker_rig import Application, serving, until
 from tools.asterisk.install import AsteriskInstall
 from tools.audio import g711 as formula
 from tools.audio.tones import dominant_frequency, tone
 from tools.sip.sipp import CallRefused, Ending
 
+OVER_TLS = "+918000000019"
+
 pytestmark = [pytest.mark.asterisk, pytest.mark.asyncio(loop_scope="module")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def system(asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
-    async with live_system(asterisk_install, tmp_path_factory.mktemp("calls"), calls=60) as live:
+async def over_tls(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Application]:
+    """An application at a wss:// URL, which the system's processes trust."""
+    folder = tmp_path_factory.mktemp("tls")
+    tls = certificate(folder, "trusted", "IP:127.0.0.1")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SSL_CERT_FILE", str(folder / "trusted.pem"))
+        async with serving(tls=tls) as app:
+            yield app
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system(
+    asterisk_install: AsteriskInstall, tmp_path_factory: pytest.TempPathFactory, over_tls: Application
+) -> AsyncIterator[Live]:
+    folder = tmp_path_factory.mktemp("calls")
+    applications = {"over-tls": {"url": over_tls.url}}
+    routes = {"routes": [*ROUTES, {"did": OVER_TLS, "application": "over-tls"}]}
+    async with live_system(asterisk_install, folder, calls=60, changes=routes, applications=applications) as live:
         yield live
 
 
@@ -75,6 +95,27 @@ async def test_barge_in_silences_the_caller(live: Live) -> None:
     after = call.peer.received_pcm(start=cleared + 0.5, seconds=0.4)
     assert np.abs(after.astype(int)).max(initial=0) < 100
     await call.hang_up()
+
+
+async def test_a_call_over_tls(live: Live, over_tls: Application) -> None:
+    call = live.ulaw.call(OVER_TLS, caller())
+    await call.answered()
+    await until(lambda: over_tls.events("start"), "start message")
+    call.peer.play(tone(440, 1))
+    await over_tls.say(tone(900, 1).tobytes())
+    await over_tls.send({"event": "mark", "mark": {"name": "said"}})
+    await until(lambda: over_tls.events("mark"), "the mark back")
+    await asyncio.sleep(0.5)
+    await call.hang_up()
+    row = await live.record(call)
+    assert (row.result, row.reason) == ("success", "caller_hangup")
+    assert dominant_frequency(call.peer.received_pcm()) == pytest.approx(900, abs=3)
+    heard = b"".join(base64.b64decode(one["media"]["payload"]) for one in over_tls.events("media"))
+    assert dominant_frequency(np.frombuffer(heard, "<i2")) == pytest.approx(440, abs=3)
+    await until(lambda: over_tls.closed, "socket closed")
+    assert (over_tls.messages[-1]["event"], over_tls.close_code) == ("stop", 1000)
+    assert over_tls.requests[0].secure
+    assert over_tls.requests[0].headers["User-Agent"] == "Go-http-client/1.1"
 
 
 async def test_the_response_time_is_the_applications_delay(live: Live) -> None:
