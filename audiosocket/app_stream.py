@@ -7,7 +7,6 @@ subprotocol and no extension is offered, pings are answered, redirects are not f
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 import ssl
@@ -16,23 +15,24 @@ from functools import partial
 from typing import Protocol
 
 import picows
-from aiohappyeyeballs import start_connection
 
+from audiosocket.app_connection import GONE_SECONDS, connected, gone, shut_down, was_reset
 from audiosocket.app_gate import Gate
 from audiosocket.compiled import FRAMES
 from audiosocket.errors import ApplicationError
+from audiosocket.resolver import Resolver
 
 CLOSE_SECONDS = 2.0
 """How long the application may take to answer our close."""
 MAX_UNSENT_BYTES = 131_072
-"""About 3 s of caller audio as JSON: beyond it the application is slow, and caller frames are dropped."""
+"""Of caller audio as JSON, beside what the kernel holds: beyond it the application is slow, and caller frames are
+dropped."""
 MAX_UNREAD_BYTES = 4_194_304
 """Answers (marks, confirmed clears, pongs) that may wait for an application that goes on asking and reads none. The
 10,000 marks that one may have waiting are less."""
-EYEBALLS_SECONDS = 0.25
-"""How long one address of a name may keep the next one waiting (RFC 8305)."""
+WATCH_SECONDS = 1.0
+"""How often it is looked whether the host of one that takes no more is still there."""
 _READ_BUFFER_BYTES = 4096
-_TCP_CLOSE = 7  # a state in Linux' tcp_info, for which the socket module has no name
 _TEXT = picows.WSMsgType.TEXT  # an attribute of an enumeration costs a look-up a frame
 
 
@@ -64,6 +64,7 @@ class AppStream(picows.WSListener):
         self._blocked = False
         self._muted = False
         self._ending: tuple[str, str] | None = None
+        self._watch: asyncio.TimerHandle | None = None
         self.open = False
         """Whether the handshake was completed; it stays so."""
         self.reset = False
@@ -154,15 +155,18 @@ class AppStream(picows.WSListener):
 
     def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
         self._fragments.clear()
-        self.reset = _was_reset(transport.underlying_transport.get_extra_info("socket"))
+        self._watch_no_more()
+        self.reset = self.reset or was_reset(transport.underlying_transport.get_extra_info("socket"))
 
     def pause_writing(self) -> None:
         self._blocked = True
         self._judge()
         self._owner.app_blocked(True)
+        self._look_later()
 
     def resume_writing(self) -> None:
         self._blocked = False
+        self._watch_no_more()
         self._judge()
         self._owner.app_blocked(False)
 
@@ -170,8 +174,30 @@ class AppStream(picows.WSListener):
 
     def _let_go(self) -> None:
         """Nothing refers to it any more that it refers to: it goes without a collection."""
+        self._watch_no_more()
         self.send = _unsent
         self._gate = self._transport = None
+
+    def _look_later(self) -> None:
+        # The caller's audio is always under way, so that one whose host is gone soon takes no more.
+        self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._look_after_host)
+
+    def _look_after_host(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_disconnected:
+            return
+        if gone(transport.underlying_transport.get_extra_info("socket")):
+            self.reset = True
+            if self._ending is None:
+                self._ending = ("app_lost", f"no packet of its host's for {GONE_SECONDS:g} s")
+            transport.disconnect(graceful=False)
+        else:
+            self._look_later()
+
+    def _watch_no_more(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
 
     def _judge(self) -> None:
         if self._gate is not None:
@@ -237,7 +263,8 @@ class Dialler:
     """Opens WebSockets to applications; one per worker, for it keeps the TLS context. To be made before there are
     calls: reading the certificate authorities takes as long as one or two frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
         self._tls = ssl.create_default_context()
 
     async def dial(
@@ -249,7 +276,7 @@ class Dialler:
         opened: list[socket.socket] = []
 
         async def connect(parsed: picows.WSParsedURL) -> socket.socket:
-            opened.append(await _connected(parsed.host, parsed.port))
+            opened.append(await connected(self._resolver, parsed.host, parsed.port))
             return opened[-1]
 
         refusal: ApplicationError | None = None
@@ -279,33 +306,13 @@ class Dialler:
             # picows leaves a handshake that was cancelled to its own time limit; the application would meanwhile take
             # it for a call. A shut-down socket ends it at once, whoever holds it.
             for connection in opened:
-                _shut_down(connection)
+                shut_down(connection)
         if refusal is not None:
             try:
                 raise refusal
             finally:
                 del refusal  # it holds this frame
         return stream
-
-
-async def _connected(host: str, port: int) -> socket.socket:
-    """A TCP connection. Raises `OSError`."""
-    loop = asyncio.get_running_loop()
-    try:  # an address needs no resolver, and no thread to wait for it
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    if len(addresses) > 1:
-        return await start_connection(addresses, happy_eyeballs_delay=EYEBALLS_SECONDS)
-    family, kind, protocol, _, address = addresses[0]
-    connection = socket.socket(family, kind, protocol)
-    try:
-        connection.setblocking(False)
-        await loop.sock_connect(connection, address)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _refusal(error: Exception, timeout_seconds: float) -> ApplicationError:
@@ -332,21 +339,5 @@ def _refusal(error: Exception, timeout_seconds: float) -> ApplicationError:
     return ApplicationError("app_refused", str(error))
 
 
-def _was_reset(connection: socket.socket) -> bool:
-    """Whether a connection that is over, and whose socket is still open, did not end with the peer's FIN (or, under
-    TLS, its close_notify)."""
-    state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    # A peer that is gone answers what was under way to it with a reset, which is no part of how it ended: behind a FIN
-    # the kernel tells it as EPIPE.
-    return state == _TCP_CLOSE and connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != errno.EPIPE
-
-
 def _unsent(message: bytes) -> None:
     """What is sent before the handshake is over."""
-
-
-def _shut_down(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # it is closed already

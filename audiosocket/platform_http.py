@@ -22,6 +22,7 @@ from audiosocket.clock import now_ms
 from audiosocket.dialects import URL_LOOKUPS
 from audiosocket.dialects.base import Dialect, HttpRequest
 from audiosocket.errors import ApplicationError
+from audiosocket.resolver import Resolver
 from audiosocket.stream_end import stream_end
 
 ANSWER_MAX_BYTES = 16_384
@@ -57,7 +58,8 @@ class _Lane:
 class PlatformHttp:
     """One worker's HTTP client."""
 
-    def __init__(self) -> None:
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
         self._lanes: dict[str, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -193,7 +195,8 @@ class PlatformHttp:
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),  # calls and lanes bound it: no call waits for another's
+                # Calls and lanes bound it: no call waits for another's.
+                connector=aiohttp.TCPConnector(limit=0, resolver=self._resolver, use_dns_cache=False),
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": f"trunkbridge/{__version__}", "Accept-Encoding": "identity"},

@@ -35,6 +35,7 @@ from audiosocket.platform_http import PlatformHttp
 from audiosocket.prompts import Prompts
 from audiosocket.readiness import CLOSING_SECONDS, Readiness
 from audiosocket.recording.recordings import RecordingOptions, Recordings
+from audiosocket.resolver import Resolver
 from audiosocket.runtime.process import StopSignal, notify
 from audiosocket.sources import CallSource
 from audiosocket.status import status_app
@@ -102,7 +103,8 @@ class Worker:
         self.rtp: RtpPort | None = None
         self.websocket_port = 0
         self.clock = Clock(asyncio.get_running_loop())
-        self.http = PlatformHttp()
+        self._resolver = Resolver()
+        self.http = PlatformHttp(self._resolver)
         self.recordings = None if options.recordings is None else Recordings(options.recordings)
         self.calls: dict[str, MediaCall] = {}
         self._ordered: dict[str, MediaCall] = {}  # by the leg that orders name
@@ -118,7 +120,7 @@ class Worker:
         self._services = CallServices(
             worker_id=options.worker_id,
             clock=self.clock,
-            dialler=Dialler(),
+            dialler=Dialler(self._resolver),
             http=self.http,
             recordings=self.recordings,
             prompts=prompts or Prompts(),
@@ -203,6 +205,7 @@ class Worker:
             orders.cancel()
             await asyncio.gather(orders, return_exceptions=True)
             await self.http.close()
+            await self._resolver.close()
             if self.recordings is not None:
                 await self.recordings.stop()
             await self.breakers.close()

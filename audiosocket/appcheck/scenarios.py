@@ -17,6 +17,7 @@ from audiosocket.appcheck.voice import Samples, utterance
 from audiosocket.callspec import CallSpec
 from audiosocket.clock import Clock, now_ms
 from audiosocket.errors import ApplicationError
+from audiosocket.resolver import Resolver
 
 STAGGER_SECONDS = 0.1
 """Between the beginnings of calls at once: their timers must not run in step."""
@@ -58,7 +59,7 @@ class Lab:
         self.greeting_wait = pace.wait
         self._spec = spec
         self._recorded = recorded
-        self._dialler = Dialler()
+        self._dialler = Dialler(Resolver())
         self._clock = Clock(asyncio.get_running_loop())
 
     def says(self, number: int) -> Samples:

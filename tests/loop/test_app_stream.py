@@ -17,9 +17,12 @@ from typing import Any
 
 import pytest
 
-from audiosocket import app_stream
+from audiosocket import __version__, app_stream
 from audiosocket.app_stream import AppStream, Dialler
+from audiosocket.dialects import open_dialect
 from audiosocket.errors import ApplicationError
+from audiosocket.resolver import Resolver
+from tests.media import call_spec
 from tests.worker_rig import until
 
 pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
@@ -144,11 +147,11 @@ async def serving(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIte
 async def dial(
     url: str, owner: Owner | None = None, *, seconds: float = 5, headers: dict[str, str] | None = None
 ) -> AppStream:
-    return await Dialler().dial(url, headers or {}, seconds, LIMIT, owner or Owner())
+    return await Dialler(Resolver()).dial(url, headers or {}, seconds, LIMIT, owner or Owner())
 
 
 async def test_an_address_is_dialled_without_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def asked(*_: Any, **__: Any) -> Any:
+    async def asked(*_: Any) -> Any:
         raise AssertionError("the resolver was asked")
 
     async def closes(peer: Peer) -> None:
@@ -156,7 +159,7 @@ async def test_an_address_is_dialled_without_the_resolver(monkeypatch: pytest.Mo
         peer.send(CLOSE, struct.pack("!H", 1000))
 
     async with serving(opened(closes)) as url:
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", asked)
+        monkeypatch.setattr(Resolver, "addresses", asked)
         stream = await dial(url)
         await stream.close()
         with pytest.raises(AssertionError, match="resolver"):
@@ -348,13 +351,36 @@ async def test_one_that_ends_without_having_read(last: tuple[int, bytes, bool]) 
     owner = Owner()
     async with serving(opened(ends_unread)) as url:
         stream = await dial(url, owner)
-        for _ in range(2000):
+        for _ in range(500):
             stream.send(b"x" * 4000)
         assert owner.blocked == [True]
         full.set()
         async with asyncio.timeout(5):
             reason, _ = await stream.wait_closed()
     assert reason == ("app_closed" if last[0] == CLOSE else "app_protocol_error")
+
+
+async def test_one_whose_host_is_gone_is_told_from_one_that_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[bool] = []
+
+    async def reads_nothing(peer: Peer) -> None:
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(app_stream, "gone", lambda _connection: bool(gone))
+    owner = Owner()
+    async with serving(opened(reads_nothing)) as url:
+        stream = await dial(url, owner)
+        ended = asyncio.ensure_future(stream.wait_closed())
+        for _ in range(2000):  # more than the kernel will ever take
+            stream.send(b"x" * 600)
+        await asyncio.sleep(60)
+        assert owner.blocked == [True]
+        assert not ended.done()
+        gone.append(True)
+        assert await ended == ("app_lost", "no packet of its host's for 10 s")
+        assert stream.reset  # whatever `close_without_frame` says: nobody has ended a call
+        await stream.close()
 
 
 async def test_a_connection_that_ends_without_a_close() -> None:
@@ -543,18 +569,25 @@ async def test_nothing_is_delivered_after_the_end() -> None:
 # The handshake
 
 
-async def test_what_the_handshake_says() -> None:
+@pytest.mark.parametrize(
+    ("dialect", "user_agent"),
+    [("exotel", "go-http-client/1.1"), ("plivo", f"trunkbridge/{__version__}"), ("twilio", "twilio.tmews/1.0")],
+)
+async def test_what_the_handshake_says(dialect: str, user_agent: str) -> None:
     requests: list[bytes] = []
 
     async def keeps(peer: Peer) -> None:
         requests.append(peer.request)
 
+    headers = open_dialect(call_spec(dialect=dialect)).headers() | {"Authorization": "Basic xyz"}
     async with serving(opened(keeps)) as url:
-        stream = await dial(url + "?a=1&b=%20", headers={"Authorization": "Basic xyz"})
+        stream = await dial(url + "?a=1&b=%20", headers=headers)
         await stream.wait_closed()
     head = requests[0].decode().lower()
     assert head.startswith("get /bot?a=1&b=%20 http/1.1\r\n")
     assert "authorization: basic xyz\r\n" in head
+    assert head.count("user-agent") == 1
+    assert f"\r\nuser-agent: {user_agent}\r\n" in head
     assert "sec-websocket-version: 13\r\n" in head
     assert "sec-websocket-extensions" not in head
     assert "sec-websocket-protocol" not in head
@@ -692,7 +725,7 @@ async def test_a_certificate_that_is_trusted_carries_the_stream(
 async def test_no_call_waits_for_the_certificate_authorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tls = certificate(tmp_path, "trusted", "IP:127.0.0.1")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "trusted.pem"))
-    dialler = Dialler()
+    dialler = Dialler(Resolver())
     monkeypatch.delenv("SSL_CERT_FILE")  # who reads them now does not find this one
     async with serving(talks, tls) as url:
         await (await dialler.dial(url, {}, 5, LIMIT, Owner())).close()

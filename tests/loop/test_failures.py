@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import itertools
 import json
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,20 +21,32 @@ from aiohttp import web
 
 from ari_app.controller.limits import REPORT_SECONDS
 from audiosocket import wire
+from audiosocket.app_connection import UNSENT_BYTES
+from audiosocket.app_stream import MAX_UNSENT_BYTES
 from audiosocket.breakers import MemoryBreakers, breaker_key
 from audiosocket.callspec import CallReport, LegOrder
 from audiosocket.clock import now_ms
 from audiosocket.media_call import MAX_MILESTONES
 from audiosocket.prompts import Prompts
+from tests.loop.test_app_stream import certificate
+from tests.loop.test_resolver import DEAD, GOOD, SystemResolver, system_resolver
 from tests.media import call_spec
 from tests.worker_rig import Application, Asterisk, Rig, rig, serving, until
 from tools.audio.tones import dominant_frequency, tone
+
+__all__ = ["system_resolver"]
 
 pytestmark = [pytest.mark.loop, pytest.mark.virtual_time]
 
 SORRY = tone(620, 0.5).astype("<i2").tobytes()
 PROMPTS = Prompts({"sorry": SORRY})
 SPEECH = tone(440, 0.02).astype("<i2").tobytes()
+SIOCOUTQNSD = 0x894B
+"""How much of a socket is not sent yet (<linux/sockios.h>)."""
+SEGMENT_BYTES = 65_536
+"""The largest that Linux fills at once."""
+ONE_READ_BYTES = 10_000
+"""What a worker sends at once, of the frames that it has read at once."""
 SOON = 25
 """Frames of 20 ms within which what follows a failure has begun; on a busy machine, too."""
 
@@ -90,6 +105,43 @@ async def tcp(answer: bytes = b"", hang: bool = True) -> AsyncIterator[str]:
 
 
 # Before the stream is open
+
+
+async def test_its_name_is_unknown(system_resolver: SystemResolver) -> None:
+    async with rig(PROMPTS) as r:
+        channel = await r.call(url="ws://nobody.example/bot", connect_attempts=2, fallback_prompt="sorry")
+        report = await ended(r, channel)
+        assert 10 <= first_sound(channel) < 10 + SOON  # there are 0.2 s between the two attempts
+        assert b"".join(channel.audio()) == SORRY
+        assert (report.reason, report.detail) == ("app_refused", "Name or service not known")
+        assert report.failed
+        assert system_resolver.asked == {"nobody.example": 2}
+
+
+@pytest.mark.virtual_time(False)
+async def test_a_resolver_that_hangs_is_waited_for_only_so_long_and_others_have_their_calls(
+    system_resolver: SystemResolver,
+) -> None:
+    async with rig(PROMPTS) as r:
+        dead = [
+            await r.call(url=f"{scheme}://{DEAD}/bot", connect_timeout_seconds=2, connect_attempts=1)
+            for scheme in ("ws", "http")
+            for _ in range(10)
+        ]
+        await until(lambda: system_resolver.asked[DEAD] and not r.source.specs, "calls that wait for the name")
+        good = await r.talking(url=r.app.url.replace("127.0.0.1", GOOD))
+        await r.app.say(SPEECH * 5)
+        await until(lambda: len(good.audio()) == 5, "five frames heard")
+        assert system_resolver.asked == {DEAD: 1, GOOD: 1}
+        for channel in dead:
+            await channel.ended()
+            assert first_sound(channel) > SOON
+            assert is_tone(channel)
+        await good.hang_up()
+        await r.report(21)
+        reasons = [(report.reason, report.detail) for report in r.source.reports]
+        assert reasons.count(("app_timeout", "no WebSocket within 2 s")) == 10
+        assert reasons.count(("app_url_failed", f"http://{DEAD}/bot: no answer within 2 s")) == 10
 
 
 async def test_it_refuses() -> None:
@@ -670,32 +722,56 @@ async def test_an_application_sends_digits_to_the_caller() -> None:
         assert "12#" not in str(report)
 
 
-async def test_a_slow_application_loses_frames_beyond_its_bound_and_nobody_waits() -> None:
-    async with rig() as r:
+@pytest.mark.parametrize("tls", [False, True], ids=["ws", "wss"])
+async def test_a_slow_application_loses_frames_beyond_its_bound_and_nobody_waits(
+    tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = asyncio.Event()
 
-        async def stop_reading(ws: web.WebSocketResponse) -> None:
-            transport = ws._req.transport  # type: ignore[union-attr]
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            transport.pause_reading()
-            await r.app.released.wait()
+    async def stop_reading(ws: web.WebSocketResponse) -> None:
+        transport = ws._req.transport  # type: ignore[union-attr]
+        transport.pause_reading()
+        await reads.wait()
+        transport.resume_reading()
 
+    context = None
+    if tls:
+        context = certificate(tmp_path, "trusted", "IP:127.0.0.1")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "trusted.pem"))
+    async with rig(tls=context) as r:
         r.app.behave = stop_reading
         channel = await r.call(stream_seconds=3600)
         (call,) = await until(lambda: list(r.worker.calls.values()), "the call")
         await until(lambda: call.status()["connected"], "the stream")
-        for _ in range(200):
-            for _ in range(3):
-                channel.send(wire.KIND_AUDIO, b"\x00" * 160)
-            await asyncio.sleep(0.001)
-            if call.figures().caller_frames_dropped.get("app_slow", 0) > 50:
-                break
-        for _ in range(100):
-            channel.send(wire.KIND_AUDIO, b"\x00" * 160)
-            await asyncio.sleep(0)
-        before = len(channel.frames)
-        await until(lambda: len(channel.frames) > before + 10, "frames for the caller all the same")
+        talked = 0
+        while call.figures().caller_frames_dropped.get("app_slow", 0) < 100:
+            assert talked < 5000  # asyncio's TLS reads on for a while
+            await channel.talk(50)
+            talked += 50
+        assert set(call.figures().caller_frames_dropped) <= {"app_slow", "stale"}  # the kernel's time is real
+        assert call._stage is not None
+        assert call._stage._stream is not None
+        beneath = call._stage._stream.transport.underlying_transport
+        assert MAX_UNSENT_BYTES < beneath.get_write_buffer_size() < MAX_UNSENT_BYTES + ONE_READ_BYTES
+        kernel = fcntl.ioctl(beneath.get_extra_info("socket").fileno(), SIOCOUTQNSD, bytes(4))
+        assert int.from_bytes(kernel, sys.byteorder) < UNSENT_BYTES + SEGMENT_BYTES
+        assert len(channel.frames) > talked - 50  # the caller has had his all the same
+        # It reads again: what was sent before comes late, what was dropped never, and time has gone on.
+        reads.set()
+        async with asyncio.timeout(1000):
+            while skipped(r.app.events("media")) < call.figures().caller_frames_dropped["app_slow"]:
+                await channel.talk(10)
+        media, dropped = r.app.events("media"), call.figures().caller_frames_dropped
+        assert dropped["app_slow"] <= skipped(media) <= sum(dropped.values())
+        assert [message["sequence_number"] for message in media] == [str(number) for number in range(2, len(media) + 2)]
         await channel.hang_up()
         assert (await r.report()).reason == "leg_closed"
+
+
+def skipped(media: list[dict[str, Any]]) -> int:
+    """How many frames of 20 ms are missing between the first and the last that the application has."""
+    times = [int(message["media"]["timestamp"]) for message in media]
+    return (times[-1] - times[0]) // 20 + 1 - len(times) if times else 0
 
 
 async def test_an_application_that_only_listens() -> None:

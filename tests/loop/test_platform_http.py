@@ -23,6 +23,7 @@ from audiosocket import platform_http
 from audiosocket.dialects.base import HttpRequest
 from audiosocket.errors import ApplicationError
 from audiosocket.platform_http import PlatformHttp
+from audiosocket.resolver import Resolver
 from tests.loop.test_app_stream import certificate
 from tests.media import call_spec
 from tests.worker_rig import rig, until
@@ -80,7 +81,7 @@ async def listening(tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
 
 @asynccontextmanager
 async def client() -> AsyncIterator[PlatformHttp]:
-    http = PlatformHttp()
+    http = PlatformHttp(Resolver())
     try:
         yield http
     finally:
