@@ -24,12 +24,11 @@ from audiosocket.session import Session
 from audiosocket.settings import is_http
 from audiosocket.stages import Ending, of_stream, stop_word
 from audiosocket.stream_limits import StreamLimits
+from audiosocket.trial import Trial
 from audiosocket.wire import FRAME_MS
 
 RETRY_SECONDS = 0.2
 """Pause before the handshake is tried again."""
-START_SECONDS = 2.0
-"""An application that is lost within this time was lost at start: its circuit breaker counts that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +104,7 @@ class AppStage:
         permit = await self._services.breakers.ask(self.spec)
         if not permit.granted:
             return Ending(EndReason.APP_SUSPENDED, f"suspended for up to {self.spec.breaker_seconds:g} s")
+        heard = self._session.bytes_received
         try:
             stream = await self._connect() if await self._resolve() else None
         except ApplicationError as error:
@@ -119,9 +119,9 @@ class AppStage:
         if not self._session.answered:
             self._events.notify("connected", "")
         self.callbacks.started()
-        ending = await self._carry(stream, permit)
-        lost = ending is not None and ending.reason is EndReason.APP_LOST
-        permit.tell(Outcome.BAD if lost else Outcome.GOOD)  # unless its start is over, and told
+        trial = Trial(self.spec, self._session, heard)
+        ending = await self._carry(stream, permit, trial)
+        permit.tell(trial.ended(self._session, ending))  # unless it has passed, and that is told
         return ending
 
     def finish(self, reason: EndReason) -> None:
@@ -145,13 +145,11 @@ class AppStage:
 
     # Inside
 
-    async def _carry(self, stream: AppStream, permit: Permit) -> Ending | None:
-        loop = asyncio.get_running_loop()
-        reached: asyncio.Future[Ending] = loop.create_future()
-        started = loop.call_later(START_SECONDS, permit.tell, Outcome.GOOD)
+    async def _carry(self, stream: AppStream, permit: Permit, trial: Trial) -> Ending | None:
+        reached: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         ended = asyncio.ensure_future(stream.wait_closed())
         try:
-            self._look(StreamLimits(self.spec, self._session), reached)
+            self._look(StreamLimits(self.spec, self._session), permit, trial, reached)
             await asyncio.wait((ended, reached, *self._events.over), return_when=asyncio.FIRST_COMPLETED)
             if self._events.interrupted:
                 return None
@@ -161,18 +159,21 @@ class AppStage:
             return reached.result()
         finally:
             ended.cancel()
-            started.cancel()
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
 
-    def _look(self, limits: StreamLimits, reached: asyncio.Future[Ending]) -> None:
+    def _look(self, limits: StreamLimits, permit: Permit, trial: Trial, reached: asyncio.Future[Ending]) -> None:
         found = limits.look(self._session)
+        if trial.passed(self._session):
+            permit.tell(Outcome.GOOD)
+        else:
+            permit.renew()
         if isinstance(found, Ending):
             reached.set_result(found)
         else:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(found * FRAME_MS / 1000, self._look, limits, reached)
+            self._timer = loop.call_later(found * FRAME_MS / 1000, self._look, limits, permit, trial, reached)
 
     async def _resolve(self) -> bool:
         """Asks for the URL to dial, where it has to be; False when the call ended meanwhile. Raises

@@ -47,6 +47,11 @@ class Breaker:
         self._probe_until_ms = now_ms + probe_ms
         return Verdict.PROBE
 
+    def renew(self, now_ms: int, probe_ms: int) -> None:
+        """The probe is heard of: it goes on, and others wait for another `probe_ms`."""
+        if self._open_until_ms:
+            self._probe_until_ms = now_ms + probe_ms
+
     def record(self, outcome: Outcome, probe: bool, now_ms: int, failures: int, open_ms: int) -> bool:
         """Takes the outcome of a call that was let through; True when it opens the breaker.
 

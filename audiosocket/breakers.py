@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import redis.asyncio
@@ -20,15 +20,17 @@ from audiosocket.callspec import CallSpec
 from audiosocket.errors import Unavailable
 from audiosocket.keys import KEY_PREFIX
 from audiosocket.runtime.stores import redis_call
+from audiosocket.settings import is_http
 
 ANSWER_SECONDS = 0.25
 """How long a call waits for Redis to say whether it may dial."""
 MEMORY_MS = 3_600_000
 """How long a key outlives its last failure."""
 PROBE_MARGIN_MS = 5_000
-"""What a probe may take beyond the time of its handshakes until its outcome is known."""
+"""What a probe may take beyond the time of its handshakes until it is heard of, and then from one time to the next. Its
+outcome may take as long as a caller waits for the first word: nobody else is to wait so long for a worker that is dead."""
 
-# Both: KEYS: the breaker, a hash of `failures`, `open_until` and `probe_until` (ms of Redis' clock). Redis 6.2
+# All: KEYS: the breaker, a hash of `failures`, `open_until` and `probe_until` (ms of Redis' clock). Redis 6.2
 # replicates effects, so that TIME may come first.
 _NOW = """
 local time = redis.call('TIME')
@@ -44,6 +46,14 @@ if open_until == 0 then return 'dial' end
 if now < open_until or now < field('probe_until') then return 'suspended' end
 redis.call('HSET', KEYS[1], 'probe_until', now + ARGV[1])
 return 'probe'
+"""
+)
+# ARGV: ms that the probe is given from now on.
+_RENEW = (
+    _NOW
+    + """
+if open_until ~= 0 then redis.call('HSET', KEYS[1], 'probe_until', now + ARGV[1]) end
+return 0
 """
 )
 # ARGV: outcome, 1 if it was a probe, failures that open it, ms for which it is then open, ms that the key lives.
@@ -71,10 +81,13 @@ def breaker_key(application: str, url: str) -> str:
 
 
 class Breakers(Protocol):
-    """Where breakers are kept. Both raise `Unavailable` when that cannot be reached."""
+    """Where breakers are kept. All raise `Unavailable` when that cannot be reached."""
 
     async def admit(self, key: str, probe_ms: int) -> Verdict:
         """See `Breaker.admit`."""
+
+    async def renew(self, key: str, probe_ms: int) -> None:
+        """See `Breaker.renew`."""
 
     async def record(self, key: str, outcome: Outcome, probe: bool, failures: int, open_ms: int) -> bool:
         """See `Breaker.record`."""
@@ -89,6 +102,9 @@ class MemoryBreakers:
     async def admit(self, key: str, probe_ms: int) -> Verdict:
         return self._breakers.setdefault(key, Breaker()).admit(_monotonic_ms(), probe_ms)
 
+    async def renew(self, key: str, probe_ms: int) -> None:
+        self._breakers.setdefault(key, Breaker()).renew(_monotonic_ms(), probe_ms)
+
     async def record(self, key: str, outcome: Outcome, probe: bool, failures: int, open_ms: int) -> bool:
         breaker = self._breakers.setdefault(key, Breaker())
         return breaker.record(outcome, probe, _monotonic_ms(), failures, open_ms)
@@ -101,6 +117,7 @@ class RedisBreakers:
         """`away`: whether Redis is known not to answer: then no call waits for it."""
         self._away = away
         self._admit = client.register_script(_ADMIT)
+        self._renew = client.register_script(_RENEW)
         self._record = client.register_script(_RECORD)
 
     async def admit(self, key: str, probe_ms: int) -> Verdict:
@@ -109,6 +126,10 @@ class RedisBreakers:
         async with redis_call(Unavailable, ANSWER_SECONDS):
             answer: Any = await self._admit(keys=[key], args=[probe_ms])
         return Verdict(answer.decode())
+
+    async def renew(self, key: str, probe_ms: int) -> None:
+        async with redis_call(Unavailable):
+            await self._renew(keys=[key], args=[probe_ms])
 
     async def record(self, key: str, outcome: Outcome, probe: bool, failures: int, open_ms: int) -> bool:
         async with redis_call(Unavailable):
@@ -125,17 +146,25 @@ class Permit:
         self._key = key
         self._verdict = verdict
         self._told = not key or verdict is Verdict.SUSPENDED
+        self._renewing: asyncio.Task[None] | None = None
 
     @property
     def granted(self) -> bool:
         """Whether the application may be dialled."""
         return self._verdict is not Verdict.SUSPENDED
 
+    def renew(self) -> None:
+        """What came of it is not known yet. To be called every second or so, and tells those who wait for a probe."""
+        if self._told or self._verdict is not Verdict.PROBE:
+            return
+        if self._renewing is None or self._renewing.done():
+            self._renewing = self._desk.renew(self._key)
+
     def tell(self, outcome: Outcome) -> None:
         """What came of it; only the first counts. Returns at once."""
         if not self._told:
             self._told = True
-            self._desk.tell(self._spec, self._key, outcome, self._verdict is Verdict.PROBE)
+            self._desk.tell(self._spec, self._key, outcome, self._verdict is Verdict.PROBE, self._renewing)
 
 
 class BreakerDesk:
@@ -155,7 +184,8 @@ class BreakerDesk:
         if not spec.breaker_failures:
             return Permit(self, spec, "", Verdict.DIAL)
         key = breaker_key(spec.application, spec.url)
-        probe_ms = round(spec.connect_timeout_seconds * spec.connect_attempts * 1000) + PROBE_MARGIN_MS
+        requests = spec.connect_attempts + is_http(spec.url)
+        probe_ms = round(spec.connect_timeout_seconds * requests * 1000) + PROBE_MARGIN_MS
         try:
             verdict = await self._breakers.admit(key, probe_ms)
         except Unavailable as error:
@@ -167,18 +197,38 @@ class BreakerDesk:
             self.suspended[spec.application] = self.suspended.get(spec.application, 0) + 1
         return Permit(self, spec, key, verdict)
 
-    def tell(self, spec: CallSpec, key: str, outcome: Outcome, probe: bool) -> None:
-        """Records an outcome in the background."""
-        task = asyncio.create_task(self._record(spec, key, outcome, probe), name=f"breaker {spec.application}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def renew(self, key: str) -> asyncio.Task[None]:
+        """Tells in the background that a probe goes on."""
+        return self._start(self._renew(key))
+
+    def tell(
+        self, spec: CallSpec, key: str, outcome: Outcome, probe: bool, after: asyncio.Task[None] | None = None
+    ) -> None:
+        """Records an outcome in the background, once `after` is over."""
+        self._start(self._record(spec, key, outcome, probe, after))
 
     async def close(self) -> None:
         """Waits for outcomes that are being recorded; each has a time limit."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _record(self, spec: CallSpec, key: str, outcome: Outcome, probe: bool) -> None:
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name="breaker")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _renew(self, key: str) -> None:
+        try:
+            await self._breakers.renew(key, PROBE_MARGIN_MS)
+        except Unavailable as error:
+            self._unavailable(error)
+
+    async def _record(
+        self, spec: CallSpec, key: str, outcome: Outcome, probe: bool, after: asyncio.Task[None] | None
+    ) -> None:
+        if after is not None:
+            await asyncio.wait((after,))
         open_ms = round(spec.breaker_seconds * 1000)
         try:
             opened = await self._breakers.record(key, outcome, probe, spec.breaker_failures, open_ms)

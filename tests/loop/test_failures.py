@@ -707,6 +707,42 @@ async def test_one_probe_at_a_time_and_its_success_is_known_while_it_goes_on() -
         assert (await r.report(6)).reason == "leg_closed"
 
 
+async def test_an_application_that_accepts_and_stays_silent_is_left_alone_and_its_probe_keeps_the_others_waiting() -> None:
+    async with rig(TICK) as r:
+        silent = {"first_audio_seconds": 9.0, "connect_timeout_seconds": 0.5}
+        assert [(await breaking(r, r.app, **silent)).reason for _ in range(4)] == ["app_silent"] * 3 + ["app_suspended"]
+        await asyncio.sleep(0.5)
+        # One caller at a time waits for it, however long he does, and nobody else.
+        probe = asyncio.create_task(breaking(r, r.app, **silent))
+        await until(lambda: len(r.app.events("start")) == 4, "the probe's stream")
+        number = len(r.source.reports)
+        for _ in range(5):
+            await asyncio.sleep(1.6)
+            assert (await breaking(r, r.app, **silent)).reason == "app_suspended"
+        await probe
+        assert [report.reason for report in r.source.reports[number:]] == ["app_suspended"] * 5 + ["app_silent"]
+        assert r.worker.breakers.trips == {"test": 2}
+
+
+async def test_it_breaks_before_its_first_word_and_that_counts_however_late() -> None:
+    async with rig(TICK) as r:
+
+        async def break_late(ws: web.WebSocketResponse) -> None:
+            await asyncio.sleep(4)
+            ws._req.transport.write(b"\xff\xff\xff\xff")  # type: ignore[union-attr]
+
+        async def greet_and_break(ws: web.WebSocketResponse) -> None:
+            await r.app.say(SPEECH)
+            await break_late(ws)
+
+        waits = {"first_audio_seconds": 9.0}
+        r.app.behave = greet_and_break
+        assert [(await breaking(r, r.app, **waits)).reason for _ in range(4)] == ["app_protocol_error"] * 4
+        r.app.behave = break_late
+        reasons = [(await breaking(r, r.app, **waits)).reason for _ in range(4)]
+        assert reasons == ["app_protocol_error"] * 3 + ["app_suspended"]
+
+
 # More and less than usual
 
 

@@ -97,6 +97,36 @@ async def test_a_bad_probe_opens_it_again_and_one_without_outcome_makes_room(bre
     assert await admit(breakers) is PROBE
 
 
+async def test_a_probe_that_goes_on_keeps_the_others_waiting_until_its_worker_dies(breakers, redis_client, monkeypatch):
+    monkeypatch.setattr("audiosocket.breakers.PROBE_MARGIN_MS", 60_000)
+    desk = BreakerDesk(breakers)
+    spec = call_spec(breaker_failures=1, breaker_seconds=0.2, connect_timeout_seconds=0.1, connect_attempts=1)
+    key = breaker_key(spec.application, spec.url)
+    (await desk.ask(spec)).tell(Outcome.BAD)
+    await until(lambda: desk.trips == {"test": 1})
+    (await desk.ask(spec)).renew()  # no probe: it says nothing
+    await asyncio.sleep(0.22)
+    permit = await desk.ask(spec)
+    assert permit.granted
+    given = int(await redis_client.hget(key, "probe_until"))
+    await asyncio.sleep(0.15)
+    permit.renew()
+    await desk.close()
+    assert int(await redis_client.hget(key, "probe_until")) > given
+    assert not (await desk.ask(spec)).granted
+    permit.renew()
+    permit.tell(Outcome.NONE)  # behind what was told before it: others may try at once
+    permit.renew()
+    await desk.close()
+    assert not await redis_client.hexists(key, "probe_until")
+    permit = await desk.ask(spec)
+    permit.renew()
+    permit.tell(Outcome.GOOD)
+    await desk.close()
+    await breakers.renew(key, PROBE_MS)
+    assert not await redis_client.exists(key)
+
+
 async def test_it_does_not_stay_in_redis_for_ever(breakers, redis_client):
     await record(breakers, Outcome.BAD)
     assert 3_500_000 < await redis_client.pttl(KEY) <= 3_600_000 + OPEN_MS

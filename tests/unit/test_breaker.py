@@ -93,6 +93,27 @@ def test_a_probe_that_is_never_heard_of_makes_room_after_its_time() -> None:
     assert clocked.admit() is Verdict.PROBE
 
 
+def test_a_probe_that_is_heard_of_keeps_the_others_waiting() -> None:
+    clocked = Clocked().opened()
+    clocked.now_ms += OPEN_MS
+    assert clocked.admit() is Verdict.PROBE
+    for _ in range(5):
+        clocked.now_ms += PROBE_MS - 1
+        assert clocked.admit() is Verdict.SUSPENDED
+        clocked.breaker.renew(clocked.now_ms, PROBE_MS)
+    clocked.now_ms += PROBE_MS
+    assert clocked.admit() is Verdict.PROBE  # it has not been heard of any more
+
+
+def test_a_probe_that_is_heard_of_late_does_not_open_what_is_closed() -> None:
+    clocked = Clocked().opened()
+    clocked.now_ms += OPEN_MS
+    clocked.admit()
+    clocked.record(Outcome.GOOD, probe=True)
+    clocked.breaker.renew(clocked.now_ms, PROBE_MS)
+    assert clocked.admit() is Verdict.DIAL
+
+
 def test_calls_that_were_dialled_before_it_opened_do_not_keep_it_open() -> None:
     clocked = Clocked().opened()
     clocked.now_ms += 20_000
