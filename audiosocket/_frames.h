@@ -28,7 +28,7 @@
     N(peak_bytes, "peak_bytes") N(fade_samples, "_fade_samples") B(skip_byte, "_skip_byte") B(waited, "_waited")          \
     N(settle, "_settle") N(settle_min, "_settle_min") N(since_cut, "_since_cut") N(excess, "_excess")                     \
     N(budget, "_budget") N(pace, "_pace") N(baseline, "_baseline") N(recovered_frames, "recovered_frames")                \
-    N(underruns, "underruns")
+    N(underruns, "underruns") N(stall_underruns, "stall_underruns")
 
 #define MEDIA_MESSAGES(O, N, B)                                                                                           \
     O(text, "_text") N(end_1, "_end_1") N(end_2, "_end_2") N(end_3, "_end_3") N(end_4, "_end_4")                          \
@@ -133,7 +133,8 @@ PyObject *refer_to(enum reference which, PyObject *self, PyObject *one, PyObject
 enum constant {
     GAP_TICKS, PAUSE_TICKS, SILENCE_TICKS, LOOK_TICKS, AUDIBLE_SAMPLES, SHARE, NEVER, LEVEL_COUNT, WINDOW_TICKS,
     UNDERRUN_GAP_TICKS, PATIENT_TICKS, IMPATIENT_TICKS, SETTLE_TICKS, SILENCE_PEAK, STALL_TICKS, LEAD_FRAMES,
-    RECOVERY_TICKS, HICCUP_FRAMES, MAX_STALL_FRAMES, CATCH_UP_FRAMES, STALE_FRAMES, LATE_TICKS, CONSTANTS
+    RECOVERY_TICKS, HICCUP_FRAMES, MAX_STALL_FRAMES, CATCH_UP_FRAMES, STALE_FRAMES, LATE_TICKS, BLAMED_TICKS,
+    CONSTANTS
 };
 extern long long constants[CONSTANTS];
 

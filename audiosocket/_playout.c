@@ -40,8 +40,10 @@ int playout_push(playout *self, PyObject *audio) {
         || (size < self->frame_bytes && waiting))
         return done(refer_to(PLAYOUT_PUSH, (PyObject *)self, audio, NULL));
     if (put_last(self->chunks, audio) < 0) return -1;
-    if (!waiting && 0 < self->idle_ticks && self->idle_ticks <= constants[UNDERRUN_GAP_TICKS] && self->frames_played)
+    if (!waiting && 0 < self->idle_ticks && self->idle_ticks <= constants[UNDERRUN_GAP_TICKS] && self->frames_played) {
         self->underruns++;
+        if (self->recovering > constants[PATIENT_TICKS] - constants[BLAMED_TICKS]) self->stall_underruns++;
+    }
     self->pushed += size;
     if (depth > self->peak_bytes) self->peak_bytes = depth;
     return 0;

@@ -28,7 +28,7 @@ MEMORY_MS = 3_600_000
 """How long a key outlives its last failure."""
 PROBE_MARGIN_MS = 5_000
 """What a probe may take beyond the time of its handshakes until it is heard of, and then from one time to the next. Its
-outcome may take as long as a caller waits for the first word: nobody else is to wait so long for a worker that is dead."""
+outcome may take as long as a caller waits for the first word: nobody is to wait so long for a worker that is dead."""
 
 # All: KEYS: the breaker, a hash of `failures`, `open_until` and `probe_until` (ms of Redis' clock). Redis 6.2
 # replicates effects, so that TIME may come first.

@@ -227,6 +227,8 @@ class MediaFigures(msgspec.Struct, kw_only=True):
     """Frames of application audio that were not played, by reason."""
     underruns: int = 0
     """Times the queue ran dry in the middle of application audio."""
+    underruns_stall: int = 0
+    """Those that came of a stall of this process or of the way to Asterisk; all others are the application's."""
     marks_received: int = 0
     marks_sent: int = 0
     clears: int = 0
@@ -272,6 +274,11 @@ class MediaFigures(msgspec.Struct, kw_only=True):
     app_talk_ms: int = 0
     both_talk_ms: int = 0
     """Time in which both talked; it is part of the two above."""
+
+    @property
+    def underruns_app(self) -> int:
+        """Times the queue ran dry because the application was late."""
+        return self.underruns - self.underruns_stall
 
 
 class CallReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -131,6 +131,7 @@ class Carried(SessionState):
             frames_dropped={reason: -(-size // frame_bytes) for reason, size in dropped.items() if size}
             | ({"late": playout.recovered_frames} if playout.recovered_frames else {}),
             underruns=playout.underruns,
+            underruns_stall=playout.stall_underruns,
             marks_received=self.marks_received,
             marks_sent=self.marks_sent,
             clears=self.clears,

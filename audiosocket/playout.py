@@ -54,6 +54,9 @@ SILENCE_PEAK = 192
 """Peak of PCM16 (about -45 dBFS) below which a frame may be dropped without being missed, and a step not be heard."""
 UNDERRUN_GAP_TICKS = 10
 """A pause of up to 200 ms inside application audio counts as an underrun; a longer one is the application's pause."""
+BLAMED_TICKS = 25
+"""After a stall an underrun is the stall's while speech is merged for it (3 s) and for so long behind that; after a
+hiccup for so long."""
 
 
 @cache
@@ -127,6 +130,7 @@ if TYPE_CHECKING or FRAMES is None:
             "marks",
             "peak_bytes",
             "recovered_frames",
+            "stall_underruns",
             "underruns",
         )
 
@@ -138,6 +142,7 @@ else:
     "push",
     "tick",
     "note_stall",
+    BLAMED_TICKS=BLAMED_TICKS,
     HICCUP_FRAMES=HICCUP_FRAMES,
     IMPATIENT_TICKS=IMPATIENT_TICKS,
     LEAD_FRAMES=LEAD_FRAMES,
@@ -184,6 +189,7 @@ class Playout(PlayoutState):
         self._pace = RECOVERY_TICKS
         self.frames_played = 0
         self.underruns = 0
+        self.stall_underruns = 0  # of them, those that come of a stall and not of the application
         self.overrun_bytes = 0
         self.cleared_bytes = 0
         self.recovered_frames = 0
@@ -244,6 +250,8 @@ class Playout(PlayoutState):
             size = keep
         if not self._chunks and 0 < self._idle_ticks <= UNDERRUN_GAP_TICKS and self.frames_played:
             self.underruns += 1
+            if self._recovering > PATIENT_TICKS - BLAMED_TICKS:
+                self.stall_underruns += 1
         if size < self._frame_bytes and self._chunks and len(self._chunks[-1]) < self._frame_bytes:
             # Crumbs are kept as one piece: a queue of minutes must not become millions of objects.
             self._chunks[-1] += audio

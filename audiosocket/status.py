@@ -87,7 +87,11 @@ class WorkerCollector(Collector):
         yield _by_application(
             "trunkbridge_calls_suspended", "Applications not dialled: breaker open.", worker.breakers.suspended
         )
-        yield CounterMetricFamily("trunkbridge_playout_underruns", "Queue ran dry inside audio.", totals.underruns)
+        yield _by_reason(
+            "trunkbridge_playout_underruns",
+            "Queue ran dry inside audio.",
+            {"app_late": totals.underruns_app, "stall": totals.underruns_stall},
+        )
         yield CounterMetricFamily("trunkbridge_playout_late_ticks", "Ticks a frame or more late.", totals.ticks_late)
         callbacks = CounterMetricFamily("trunkbridge_callbacks", "Callbacks of streams.", labels=["outcome"])
         for outcome in ("sent", "failed", "dropped"):

@@ -1,7 +1,7 @@
 """What a stream tells the circuit breaker of its application. Time is counted in ticks of 20 ms.
 
-An application that accepts and then stays silent, or breaks before a word of it is heard, has failed as much as one that
-refuses: a hung process behind a load balancer that lives looks like this, and costs every caller its time limit.
+An application that accepts and then stays silent, or breaks before a word of it is heard, has failed as much as one
+that refuses: a hung process behind a load balancer that lives looks like this, and costs every caller its time limit.
 """
 
 from __future__ import annotations

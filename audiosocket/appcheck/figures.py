@@ -89,7 +89,7 @@ def figures(traces: Sequence[Trace]) -> Figures:
         level_dbfs=None if (level := speech_level(traces)) is None else round(level, 1),
         marks=sum(len(trace.marks) for trace in traces),
         marks_returned=sum(len(trace.echoes) for trace in traces),
-        underruns=sum(trace.figures.underruns for trace in normal),
+        underruns=sum(trace.figures.underruns_app for trace in normal),
         calls=len(traces),
     )
 

@@ -202,23 +202,25 @@ def ping_pongs(trace: Trace) -> int:
 def _pacing(traces: Sequence[Trace], case: Case) -> Iterator[Finding]:
     normal = [trace for trace in traces if not trace.slow]
     choppy = [trace for trace in normal if _choppy(trace)]
-    often = [trace for trace in normal if trace.figures.underruns >= UNDERRUN_TIMES and trace not in choppy]
+    often = [trace for trace in normal if trace.figures.underruns_app >= UNDERRUN_TIMES and trace not in choppy]
     if choppy:
-        worst = max(choppy, key=lambda trace: trace.figures.underruns)
+        worst = max(choppy, key=lambda trace: trace.figures.underruns_app)
         seen = (
-            f"audio arrives more slowly than it is played: {worst.figures.underruns} gaps in"
+            f"audio arrives more slowly than it is played: {worst.figures.underruns_app} gaps in"
             f" {worst.figures.frames_played * 0.02:.1f} s"
         )
         yield finding(case.dialect, "choppy", seen, choppy)
     if often:
-        count = max(trace.figures.underruns for trace in often)
+        count = max(trace.figures.underruns_app for trace in often)
         yield finding(case.dialect, "underruns", f"up to {count} gaps in a call, for want of audio", often)
-    starved = [trace for trace in traces if trace.slow and trace.figures.underruns >= NO_LEAD_TIMES]
+    starved = [trace for trace in traces if trace.slow and trace.figures.underruns_app >= NO_LEAD_TIMES]
     if starved and not choppy:
-        seen = f"{starved[0].figures.underruns} gaps when audio arrives in bursts of half a second: it keeps no lead"
+        seen = (
+            f"{starved[0].figures.underruns_app} gaps when audio arrives in bursts of half a second: it keeps no lead"
+        )
         yield finding(case.dialect, "no_lead", seen, starved)
 
 
 def _choppy(trace: Trace) -> bool:
-    gaps, seconds = trace.figures.underruns, trace.figures.frames_played * 0.02
+    gaps, seconds = trace.figures.underruns_app, trace.figures.frames_played * 0.02
     return gaps >= CHOPPY_TIMES and gaps > CHOPPY_PER_SECOND * seconds

@@ -707,7 +707,7 @@ async def test_one_probe_at_a_time_and_its_success_is_known_while_it_goes_on() -
         assert (await r.report(6)).reason == "leg_closed"
 
 
-async def test_an_application_that_accepts_and_stays_silent_is_left_alone_and_its_probe_keeps_the_others_waiting() -> None:
+async def test_one_that_accepts_and_stays_silent_is_left_alone_and_its_probe_keeps_the_others_waiting() -> None:
     async with rig(TICK) as r:
         silent = {"first_audio_seconds": 9.0, "connect_timeout_seconds": 0.5}
         assert [(await breaking(r, r.app, **silent)).reason for _ in range(4)] == ["app_silent"] * 3 + ["app_suspended"]

@@ -321,6 +321,8 @@ def test_gaps_are_weighed_by_what_was_played() -> None:
     assert codes(played(20, 500)) == ["choppy"]
     assert codes(played(4, 500)) == ["underruns"]
     assert codes(played(2, 500)) == []
+    ours = trace(figures=MediaFigures(underruns=20, underruns_stall=18, frames_played=500))
+    assert codes(ours) == []  # this machine stood still, not the application
     starved = played(6, 500, slow=True)
     starved.scenario = "slow"
     assert codes(starved) == ["no_lead"]

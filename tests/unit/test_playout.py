@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiosocket.playout import Playout
+from audiosocket.playout import BLAMED_TICKS, HICCUP_FRAMES, RECOVERY_TICKS, Playout
 from audiosocket.wire import LINEAR
 
 pytestmark = pytest.mark.unit
@@ -171,7 +171,56 @@ def test_underruns_are_pauses_inside_audio_only() -> None:
         for _ in range(gap):
             assert playout.tick() is None
     playout.push(noise(FRAME_BYTES))
-    assert playout.underruns == 1
+    assert (playout.underruns, playout.stall_underruns) == (1, 0)
+
+
+def spoken(playout: Playout, frames: int) -> None:
+    """An application that speaks on for so many frames and keeps none ahead."""
+    for _ in range(frames):
+        playout.push(noise(FRAME_BYTES))
+        assert playout.tick() is not None
+
+
+def underrun(playout: Playout, ticks: int = 2) -> tuple[int, int]:
+    """The queue runs dry and audio goes on: underruns so far, and those that are a stall's."""
+    while playout.tick() is not None:
+        pass
+    for _ in range(ticks - 1):
+        assert playout.tick() is None
+    playout.push(noise(FRAME_BYTES))
+    assert playout.tick() is not None
+    return playout.underruns, playout.stall_underruns
+
+
+def test_an_underrun_of_a_stall_does_not_count_against_the_application() -> None:
+    playout = Playout(10)
+    spoken(playout, 50)
+    assert underrun(playout) == (1, 0)
+    playout.note_stall(20)
+    assert underrun(playout) == (2, 1)
+    # As long as its delay is worked off at the cost of speech, and a moment more.
+    spoken(playout, RECOVERY_TICKS + BLAMED_TICKS - 10)
+    assert underrun(playout) == (3, 2)
+    spoken(playout, 10)
+    assert underrun(playout) == (4, 2)
+
+
+def test_a_hiccup_explains_the_underruns_of_half_a_second_and_no_more() -> None:
+    playout = Playout(10)
+    spoken(playout, 50)
+    playout.note_stall(HICCUP_FRAMES)
+    assert underrun(playout) == (1, 1)
+    spoken(playout, BLAMED_TICKS)
+    assert underrun(playout) == (2, 1)
+
+
+def test_an_underrun_that_began_before_the_stall_was_known_is_the_stalls() -> None:
+    playout = Playout(10)
+    spoken(playout, 50)
+    for _ in range(5):  # the way to Asterisk halts: an echo has nothing to say
+        assert playout.tick() is None
+    playout.note_stall(5)
+    assert underrun(playout) == (1, 1)
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 24000])

@@ -219,7 +219,8 @@ def _audio(calls: list[Call], heard: list[_Heard], rows: list[CallRow]) -> Table
         ("worker: media messages from the application", sum(figures.app_media_received for figures in media)),
         ("worker: application frames played", sum(figures.frames_played for figures in media)),
         *((f"worker: dropped, {reason}", number) for reason, number in sorted(dropped.items())),
-        ("worker: underruns", sum(figures.underruns for figures in media)),
+        ("worker: underruns, application late", sum(figures.underruns_app for figures in media)),
+        ("worker: underruns of a stall", sum(figures.underruns_stall for figures in media)),
         ("worker: late ticks", sum(figures.ticks_late for figures in media)),
     ]
     return Table("audio", ("what", "value"), figures_of)

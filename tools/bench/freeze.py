@@ -108,7 +108,7 @@ async def run(options: Options) -> Outcome:
             for reason, count in difference(before, after, "media_frames_dropped").items()
         ),
         ("late ticks", int(after["playout_late_ticks"] - before["playout_late_ticks"])),
-        ("underruns", int(after["playout_underruns"] - before["playout_underruns"])),
+        *((f"underruns: {reason}", count) for reason, count in difference(before, after, "playout_underruns").items()),
         ("channels closed by the worker", seen.closed),
         ("generator, cores", usage.cores["generator"]),
         ("generator's own clock, latest, ms", late_ms),

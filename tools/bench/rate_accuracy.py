@@ -12,7 +12,7 @@ import numpy as np
 from audiosocket.loadtest import machine
 from audiosocket.loadtest.applications import BURST_SECONDS, LEAD_SECONDS, Talker, serve
 from audiosocket.loadtest.generator import Generator
-from audiosocket.loadtest.standalone import StandaloneWorker
+from audiosocket.loadtest.standalone import StandaloneWorker, difference
 from tools.bench.options import Options
 from tools.bench.reference_clock import Pauses, ReferenceClock
 from tools.bench.report import Outcome, Table, Value, spread
@@ -114,7 +114,7 @@ async def run(options: Options) -> Outcome:
         ("altered", altered),
         ("out of order or twice", reordered),
         ("late ticks", int(after["playout_late_ticks"] - before["playout_late_ticks"])),
-        ("underruns", int(after["playout_underruns"] - before["playout_underruns"])),
+        *((f"underruns: {reason}", count) for reason, count in difference(before, after, "playout_underruns").items()),
         ("channels closed by the worker", closed),
         ("worker, % of a core per call", usage.cores["worker"] * 100 / calls),
         *_noise(pauses, usage),

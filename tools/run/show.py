@@ -210,7 +210,7 @@ def _figures(verdict: Verdict, live: LiveCall) -> list[tuple[str, str]]:
     if media is not None:
         rows += [
             ("frames from the caller, to the caller", f"{media.caller_frames}, {media.frames_played}"),
-            ("underruns, late ticks", f"{media.underruns}, {media.ticks_late}"),
+            ("underruns, late ticks", f"{media.underruns} ({media.underruns_stall} of a stall), {media.ticks_late}"),
         ]
     rows.append(("length of the call", f"{live.seconds:.1f} s"))
     return rows
