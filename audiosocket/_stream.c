@@ -43,6 +43,7 @@ static Py_ssize_t text_header(const uint8_t *data, Py_ssize_t size, long long mo
         header = 4;
         if (size < header) return 0;
         length = data[2] << 8 | data[3];
+        if (length < 126) return 0; /* not the shortest form: picows ends the stream */
     } else if (length == 127) {
         return 0;
     }

@@ -34,6 +34,7 @@ WATCH_SECONDS = 1.0
 """How often it is looked whether the host of one that takes no more is still there."""
 _READ_BUFFER_BYTES = 4096
 _TEXT = picows.WSMsgType.TEXT  # an attribute of an enumeration costs a look-up a frame
+_CLOSE = picows.WSMsgType.CLOSE
 
 
 class StreamOwner(Protocol):
@@ -63,6 +64,7 @@ class AppStream(picows.WSListener):
         self._close_sent = False
         self._blocked = False
         self._muted = False
+        self._faulty = False
         self._ending: tuple[str, str] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self.open = False
@@ -90,6 +92,8 @@ class AppStream(picows.WSListener):
         try:
             await self._transport.wait_disconnected()
         except picows.WSProtocolError as error:
+            if self._ending is not None:
+                return self._ending  # picows reads on behind it: of two close frames the second is a fault to it
             too_big = error.code == picows.WSCloseCode.MESSAGE_TOO_BIG
             return ("app_message_too_big" if too_big else "app_protocol_error", str(error))
         except picows.WSError as error:
@@ -133,6 +137,9 @@ class AppStream(picows.WSListener):
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         if self._ending is not None:
             return  # RFC 6455 section 5.5.1: nothing counts behind a close frame, nor behind a fault
+        if self._faulty or (transport.is_close_frame_sent and not self._close_sent and frame.msg_type != _CLOSE):
+            self._faulty = True  # picows has found a fault, and reads on until the connection is gone
+            return
         if self._blocked and transport.underlying_transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             self._fail("app_protocol_error", 1008, f"it reads nothing: more than {MAX_UNREAD_BYTES} bytes wait for it")
             return
@@ -146,7 +153,7 @@ class AppStream(picows.WSListener):
             if self._gate is not None and self._gate.shut and not frame.tail_size and not self._close_sent:
                 self._gate.take_over()
                 self._judge()
-        elif kind == picows.WSMsgType.CLOSE:
+        elif kind == _CLOSE:
             self._peer_close(transport, frame)
         elif kind == picows.WSMsgType.PING:
             transport.send_pong(frame.get_payload_as_bytes())

@@ -229,7 +229,7 @@ class RtpLeg:
 
     def _pass(self, ready: Ready) -> None:
         session = self.session
-        if session is None:
+        if session is None or not ready:
             return
         stale = session.caller_backlog(len(ready))
         for lost, payload in ready[stale:]:

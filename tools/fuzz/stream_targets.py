@@ -210,6 +210,8 @@ class _Socket:
     def underlying_transport(self) -> _Socket:
         return self
 
+    is_close_frame_sent = False
+
     @property
     def is_secure(self) -> bool:
         return True  # everything stays with picows
