@@ -213,7 +213,7 @@ class ExotelApplication(_Application):
     """Switches of the dialect, see docs/protocol-exotel.md."""
     credentials: Secret | None = None
     """`KEY:TOKEN`, sent as HTTP Basic authorization."""
-    account_sid: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")] = "trunkbridge"
+    account_sid: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] = "trunkbridge"
 
     sample_rate: Literal[8000, 16000, 24000] | None = None
     """In Hz, for both directions; none: what the URL's query asks for, otherwise 8000."""
@@ -229,8 +229,10 @@ class ExotelApplication(_Application):
     @field_validator("account_sid")
     @classmethod
     def _not_twilio(cls, value: str) -> str:
-        if value.upper().startswith("AC") and len(value) == 34:
-            raise ValueError("looks like a Twilio account id, which applications take for Twilio's protocol")
+        if value.startswith("AC") or (value.upper().startswith("AC") and len(value) == 34):
+            raise ValueError(
+                "looks like a Twilio account id (AC...), which applications take for Twilio's: write it otherwise"
+            )
         return value
 
     @field_validator("url")

@@ -133,6 +133,7 @@ static PyObject *caller_audio(PyObject *self, PyObject *payload) {
 /* From the application to the caller */
 
 int session_usual_text(session *self, const uint8_t *message, Py_ssize_t size) {
+    if (size > USUAL_TEXT) return 0; /* it may be more than the platform takes, which the dialect counts */
     if (self->held || !is_bytes(self->usual_sid) || !is_bytes(self->app_samples) || !is_a(self->playout, &playout_type))
         return 0;
     PyObject *samples = PyBytes_GET_SIZE(self->app_samples) == 512 ? self->app_samples : NULL;

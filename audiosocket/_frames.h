@@ -177,6 +177,7 @@ Py_ssize_t session_caller_backlog(session *self, Py_ssize_t frames);
  * a size of 0: an exception. */
 PyObject *session_tick(session *self, long long missed, uint8_t *out, Py_ssize_t *size);
 PyObject *refer_tick(enum reference which, PyObject *self, long long missed);
+#define USUAL_TEXT 131072 /* bytes: of base64 less than 100,000 bytes of audio */
 /* A text message of the application: 1 when it was a usual one and has been taken, 0 when it was not. */
 int session_usual_text(session *self, const uint8_t *message, Py_ssize_t size);
 /* The session behind a bound `app_text` of its type; NULL: it is something else. */

@@ -260,6 +260,9 @@ class NumberParameters(Settings):
 class TwilioOptions(NumberParameters):
     """Switches of the Twilio dialect (see docs/protocol-twilio.md)."""
 
+    status_callback_method: Literal["POST", "GET"] = "POST"
+    """What `<Stream statusCallbackMethod>` was."""
+
 
 class PlivoOptions(NumberParameters):
     """Switches of the Plivo dialect (see docs/protocol-plivo.md)."""

@@ -6,9 +6,10 @@ then happens, and the application stream carries the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
+from urllib.parse import urlencode
 
 from audiosocket.callspec import CallSpec
 from audiosocket.g711 import Encoding
@@ -51,6 +52,12 @@ class HttpRequest:
     headers: dict[str, str]
     form: tuple[tuple[str, str], ...] = ()
     """The body of a POST, `application/x-www-form-urlencoded`."""
+
+
+def with_query(url: str, pairs: Mapping[str, str]) -> str:
+    """`url` with `pairs` behind its own query, which stays as it was written: it may be signed."""
+    joint = "" if url.endswith(("?", "&")) else "&" if "?" in url else "?"
+    return f"{url}{joint}{urlencode(pairs)}"
 
 
 @dataclass(frozen=True, slots=True)

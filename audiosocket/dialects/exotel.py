@@ -14,7 +14,7 @@ import msgspec
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects import exotel_http
 from audiosocket.dialects.app_messages import AppMessages
-from audiosocket.dialects.base import HttpRequest, Platform, StreamEnd
+from audiosocket.dialects.base import AppMessage, HttpRequest, Platform, StreamEnd
 from audiosocket.dialects.exotel_http import basic_authorization, number_shown, passthru
 from audiosocket.dialects.media_messages import MediaMessages
 from audiosocket.frame_steps import Parts
@@ -26,6 +26,8 @@ _BIT_RATES = {"128kbps": "{}kbps", "128": "{}", "16": "16"}
 
 _USER_AGENT = "Go-http-client/1.1"
 """As Exotel's client was seen to call itself."""
+MAX_PAYLOAD_BYTES = 100_000
+"""Of a media message of the application's, as documented: more "may time out" at the platform. Here it is played."""
 
 _DTMF_DURATION_MS = "100"
 """Asterisk reports a digit at its end without a length; Exotel's examples show 100 ms."""
@@ -103,6 +105,12 @@ class ExotelDialect(AppMessages):
     def dtmf(self, digit: str) -> bytes:
         return self._event("dtmf", {"digit": digit, "duration": _DTMF_DURATION_MS})
 
+    def decode(self, message: bytes) -> AppMessage:
+        asked = super().decode(message)
+        if type(asked) is bytes and len(asked) > MAX_PAYLOAD_BYTES:
+            self.odd("big_payload")
+        return asked
+
     def mark(self, name: str) -> bytes:
         return self._event("mark", {"name": name})
 
@@ -136,7 +144,7 @@ EXOTEL = Platform(
     stream_id="stream_sid",
     wideband=True,
     url_lookup=exotel_http,
-    chunk=range(3200, 100_001, 320),
+    chunk=range(3200, MAX_PAYLOAD_BYTES + 1, 320),
     documents={
         "handshake": f"{_DOCUMENT}developer-guide: the handshake is over within 10 s",
         "tls": f"{_DOCUMENT}extension guide: valid public certificate",

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from datetime import datetime, timedelta, timezone
-from urllib.parse import urlencode
 
 import msgspec
 
 from audiosocket.callspec import CallSpec
-from audiosocket.dialects.base import HttpRequest, StreamEnd
+from audiosocket.dialects.base import HttpRequest, StreamEnd, with_query
 from audiosocket.settings import (
     MAX_URL_CHARACTERS,
     ExotelOptions,
@@ -70,7 +69,7 @@ def url_request(spec: CallSpec, now_ms: int) -> HttpRequest:
         "AccountSid": spec.account_sid,
         "CustomField": spec.custom_parameters.get("CustomField", ""),
     }
-    return HttpRequest("GET", _with_query(spec.url, pairs), basic_authorization(spec.credentials))
+    return HttpRequest("GET", with_query(spec.url, pairs), basic_authorization(spec.credentials))
 
 
 def url_answer(spec: CallSpec, status: int, body: bytes) -> CallSpec:
@@ -135,10 +134,4 @@ def passthru(spec: CallSpec, options: ExotelOptions, end: StreamEnd) -> HttpRequ
         pairs["Stream"] = msgspec.json.encode(stream).decode()
     else:
         pairs |= {f"Stream[{key}]": value for key, value in stream.items()}
-    return HttpRequest("GET", _with_query(spec.callback_url, pairs), {})
-
-
-def _with_query(url: str, pairs: dict[str, str]) -> str:
-    # Its own query stays as it was written: it may be signed.
-    joint = "" if url.endswith(("?", "&")) else "&" if "?" in url else "?"
-    return f"{url}{joint}{urlencode(pairs)}"
+    return HttpRequest("GET", with_query(spec.callback_url, pairs), {})

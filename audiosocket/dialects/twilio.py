@@ -17,7 +17,7 @@ import msgspec
 
 from audiosocket.callspec import CallSpec
 from audiosocket.dialects.app_messages import AppMessages
-from audiosocket.dialects.base import AppMessage, HttpRequest, Platform, StreamEnd
+from audiosocket.dialects.base import AppMessage, HttpRequest, Platform, StreamEnd, with_query
 from audiosocket.dialects.media_messages import MediaMessages
 from audiosocket.frame_steps import Parts
 from audiosocket.g711 import Encoding, ulaw_to_pcm
@@ -137,12 +137,18 @@ class TwilioDialect(AppMessages):
         }
         if error:
             form["StreamError"] = error
+        method = self._options.status_callback_method
+        if method == "GET":
+            url = signed = with_query(spec.callback_url, form)
+            form = {}
+        else:
+            # A POST is signed with its form: names and values, sorted by name, behind the URL.
+            url = spec.callback_url
+            signed = url + "".join(name + form[name] for name in sorted(form))
         headers = {"User-Agent": _CALLBACK_USER_AGENT}
         if spec.credentials:
-            # A POST is signed with its form: names and values, sorted by name, behind the URL.
-            signed = spec.callback_url + "".join(name + form[name] for name in sorted(form))
             headers["X-Twilio-Signature"] = _signature(spec.credentials, signed)
-        return HttpRequest("POST", spec.callback_url, headers, tuple(form.items()))
+        return HttpRequest(method, url, headers, tuple(form.items()))
 
     def _event(self, event: str, body: dict[str, str]) -> bytes:
         number = str(self._messages.count())

@@ -142,6 +142,17 @@ def test_what_is_compiled_holds_the_state_that_python_would(
     assert {attribute for attribute in vars(kept) if not attribute.startswith("__")} == {*slots(plain), *methods}
 
 
+@pytest.mark.parametrize("size", [98_000, 98_304, 100_000, 100_002, 400_000])
+def test_a_message_of_any_size_counts_the_same_on_both_sides(size: int) -> None:
+    message = told("exotel", "media", media={"payload": b64encode(LOUD * (size // 6) + LOUD[: size % 6]).decode()})
+    sides = [Side(modules, {}) for modules in BOTH]
+    for side in sides:
+        side.do(("app", message))
+        assert side.session.figures().ignored == ({"big_payload": 1} if size > 100_000 else {})
+        assert side.session.figures().app_bytes_received == size
+    assert sides[0].state() == sides[1].state()
+
+
 def test_a_million_usual_frames_leave_no_memory_behind() -> None:
     side = Side(BOTH[0], {"media_format": MediaFormat.ULAW})
     session = side.session

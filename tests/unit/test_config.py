@@ -455,6 +455,8 @@ VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
         "applications.echo.dialect_options.frame_ms: found 30",
     ),
     (("applications", "echo", "account_sid"), "ac" + "0" * 32, "looks like a Twilio account id"),
+    (("applications", "echo", "account_sid"), "ACME1", "looks like a Twilio account id"),
+    (("applications", "echo", "account_sid"), "-acme", "String should match pattern"),
     (("applications", "echo", "connect_attempts"), 9, "applications.echo.connect_attempts: found 9"),
     (
         ("applications", "echo", "custom_parameters"),

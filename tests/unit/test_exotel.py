@@ -107,6 +107,15 @@ def test_a_wrong_stream_sid_is_counted_and_the_message_used() -> None:
     assert dialect.oddities == {"wrong_stream_sid": 2}
 
 
+def test_more_audio_in_a_message_than_the_platform_documents_is_counted_and_played() -> None:
+    dialect = ExotelDialect(call_spec())
+    for size, counted in ((100_000, {}), (100_002, {"big_payload": 1})):
+        audio = bytes(range(1, 251)) * (size // 250) + bytes(size % 250)
+        message = b'{"event":"media","media":{"payload":"%b"}}' % base64.b64encode(audio)
+        assert dialect.decode(message) == audio
+        assert dialect.oddities == counted
+
+
 def test_digits_for_the_caller_are_read() -> None:
     assert ExotelDialect(call_spec()).decode(b'{"event":"dtmf","dtmf":{"digit":"1"}}') == Digits("1")
 

@@ -89,10 +89,12 @@ def switches(model: type[Settings]) -> dict[str, st.SearchStrategy[Any]]:
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "exotel": {**switches(ExotelOptions), "frame_ms": st.sampled_from(range(20, 101, 20))},
     "plivo": {**switches(PlivoOptions), **NUMBERS},
-    "twilio": NUMBERS,
+    "twilio": {**switches(TwilioOptions), **NUMBERS},
 }
 ACCOUNTS = {
-    "exotel": st.from_regex(r"[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True),
+    "exotel": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True).filter(
+        lambda name: not name.startswith("AC")
+    ),
     "plivo": st.from_regex(r"[MS]A[0-9A-Z]{18}", fullmatch=True),
     "twilio": _sid.map("AC".__add__),
 }

@@ -234,6 +234,24 @@ def test_a_stream_s_start_is_told_and_signed() -> None:
     }
 
 
+@pytest.mark.parametrize("own", ["", "?tenant=a%20b"])
+def test_it_is_told_by_a_get_where_the_application_has_that(own: str) -> None:
+    url = f"https://crm.example/stream{own}"
+    options = {"status_callback_method": "GET"}
+    dialect = TwilioDialect(spec(callback_url=url, credentials="hunter2", dialect_options=options))
+    request = dialect.stream_started(AT_MS)
+    assert request is not None
+    told = (
+        f"{url}{'&' if own else '?'}AccountSid={ACCOUNT}&CallSid={CALL}&StreamSid={STREAM}&StreamEvent=stream-started"
+        "&Timestamp=2023-11-14T22%3A13%3A20.123Z"
+    )
+    assert (request.method, request.url, request.form) == ("GET", told, ())
+    assert request.headers == {
+        "User-Agent": "TwilioProxy/1.1",
+        "X-Twilio-Signature": base64.b64encode(hmac_sha1(b"hunter2", told.encode())).decode(),
+    }
+
+
 @pytest.mark.parametrize(
     ("end", "told"),
     [
