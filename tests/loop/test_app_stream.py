@@ -549,15 +549,45 @@ async def test_a_close_frame_that_is_itself_broken() -> None:
     assert sent[0] == CLOSE
 
 
-@pytest.mark.parametrize("data", [b"\xc1\x00", b"\xa1\x00", b"\x91\x00", b"\x83\x00", b"\x8b\x00", b"\x09\x00"])
+LONG_FORM = b"\x81\x7e\x00\x05hello"
+"""A length of 5 in 16 bits: section 5.2 wants the shortest form."""
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xc1\x00", b"\xa1\x00", b"\x91\x00", b"\x83\x00", b"\x8b\x00", b"\x09\x00", LONG_FORM]
+)
 async def test_frames_that_no_client_may_take(data: bytes) -> None:
     """A reserved bit, unknown kinds, a ping in pieces: none was agreed on."""
 
     async def breaks(peer: Peer) -> None:
         peer.writer.write(data + b"\x81\x01x")
 
-    reason, _, _ = await ends(breaks)
+    reason, _, owner = await ends(breaks)
     assert reason[0] == "app_protocol_error"
+    assert not owner.texts
+
+
+async def test_messages_behind_a_frame_that_is_too_big_are_not_taken() -> None:
+    async def goes_on(peer: Peer) -> None:
+        peer.send(TEXT, bytes(LIMIT + 1))
+        await peer.writer.drain()
+        await asyncio.sleep(0)
+        for _ in range(3):
+            peer.send(TEXT, b"late")
+
+    reason, _, owner = await ends(goes_on)
+    assert reason[0] == "app_message_too_big"
+    assert not owner.texts
+
+
+@pytest.mark.parametrize("behind", [b"\x88\x02\x03\xe8", b"\xff\xff", b"\x81\x01x"])
+async def test_what_comes_in_one_read_with_the_close_frame_does_not_change_how_it_ended(behind: bytes) -> None:
+    async def closes(peer: Peer) -> None:
+        peer.writer.write(b"\x88\x02\x03\xe8" + behind)
+
+    reason, _, owner = await ends(closes)
+    assert reason == ("app_closed", "close code 1000")
+    assert not owner.texts
 
 
 async def test_nothing_is_delivered_after_the_end() -> None:
