@@ -232,7 +232,7 @@ async def test_the_share_of_a_core_is_measured(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("audiosocket.load.MEASURE_SECONDS", 0.05)
     monkeypatch.setattr("audiosocket.load.SAMPLE_SECONDS", 0.02)
     load = Load()
-    watching = asyncio.create_task(load.watch())
+    watching = asyncio.create_task(load.watch(lambda: None))
     loop = asyncio.get_running_loop()
     try:
         await until(lambda: load.last.worst > 0, "a first second")
