@@ -19,6 +19,7 @@ import picows
 
 from audiosocket import reading
 from audiosocket.app_stream import AppStream
+from tools.fuzz.stream_targets import Owner
 from tools.fuzz.supply import Supply
 
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
@@ -128,21 +129,6 @@ class _Connection(asyncio.Transport):
                 room[:size] = data[:size]
                 self._protocol.buffer_updated(size)
             data = data[size:]
-
-
-@dataclass
-class _Owner:
-    messages: list[bytes | None] = field(default_factory=list)
-    """A binary one as None."""
-
-    def app_text(self, message: bytes) -> None:
-        self.messages.append(message)
-
-    def app_binary(self) -> None:
-        self.messages.append(None)
-
-    def app_blocked(self, blocked: bool) -> None:
-        pass
 
 
 @dataclass
@@ -289,7 +275,7 @@ async def _carry(supply: Supply) -> None:
     limit = supply.pick(_LIMITS)
     whole = _stream(supply)
     expected = _reference(whole, limit)
-    owner = _Owner()
+    owner = Owner()
     stream = AppStream(owner, limit)
     pieces = supply.pieces(whole)
     piece = next(pieces, b"")

@@ -233,8 +233,11 @@ class _Socket:
 
 
 @dataclass
-class _Texts:
+class Owner:
+    """An application's stream told to nobody."""
+
     messages: list[bytes | None] = field(default_factory=list)
+    """A binary one as None."""
 
     def app_text(self, message: bytes) -> None:
         self.messages.append(message)
@@ -282,7 +285,7 @@ def fragments(data: bytes) -> None:
     while supply:
         kind, flags = supply.pick(_TYPES), supply.byte()
         received.append(_Frame(kind, bool(flags & 1), flags & 0xF0 == 0xF0, supply.take(supply.byte())))
-    owner, connection = _Texts(), _Socket()
+    owner, connection = Owner(), _Socket()
     stream = AppStream(owner, _MAX_MESSAGE)
     stream.on_ws_connected(connection)  # type: ignore[arg-type]
     for frame in received:
