@@ -169,6 +169,8 @@ def _end(process: RunningProcess) -> None:
             return
         log.error("holder_ended", pid=process.pid, why="it holds the lock and does not beat")
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # it has ended in this moment
     except PermissionError:
         log.error("holder_not_ended", pid=process.pid, why="not permitted: run all controllers of a node as one user")
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -206,6 +207,25 @@ async def test_only_the_process_that_took_it_is_ended(tmp_path: Path, monkeypatc
     finally:
         if innocent.returncode is None:
             innocent.kill()
+
+
+def test_a_holder_that_ends_by_itself_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is gone and reaped before the signal reaches it: whoever stands by goes on."""
+    frozen = subprocess.Popen(["sleep", "60"])
+    ticks = started_ticks(frozen.pid)
+    assert ticks is not None
+
+    def reaped(pid: int) -> int | None:
+        assert pid == frozen.pid
+        frozen.kill()
+        frozen.wait()
+        return ticks
+
+    monkeypatch.setattr(host_lock_module, "started_ticks", reaped)
+    host_lock_module._end(RunningProcess(frozen.pid, ticks))
+    assert frozen.returncode == -signal.SIGKILL
+    monkeypatch.undo()
+    host_lock_module._end(RunningProcess(frozen.pid, ticks))
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 256, b"no json", b'{"process": 1}'])
