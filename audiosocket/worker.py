@@ -50,6 +50,8 @@ DRAIN_POLL_SECONDS = 0.2
 """How often a draining worker without calls asks whether one is still on its way to it."""
 REMEMBERED_CALLS = 1000
 """Calls that were here: a controller gives their leases back a little after their end, or has died and does not."""
+LEGS_AT_ONCE = 50
+"""So many are looked at before the clock has its turn again: all thousand of a worker would make it 2.5 ms late."""
 
 log = structlog.get_logger(__name__)
 
@@ -339,10 +341,14 @@ class Worker:
 
     def _coalesce(self) -> None:
         """Once a second: legs have come, and what kept one from it may be over."""
-        coalescing = self.load.coalescing
-        for leg in self._legs:
+        self._coalesce_some(list(self._legs))
+
+    def _coalesce_some(self, legs: list[MediaLeg]) -> None:
+        for leg in legs[:LEGS_AT_ONCE]:
             if isinstance(leg, AudioSocketLeg):
-                leg.coalesce(coalescing)
+                leg.coalesce(self.load.coalescing)
+        if rest := legs[LEGS_AT_ONCE:]:
+            asyncio.get_running_loop().call_later(0.01, self._coalesce_some, rest)
 
     async def _drain(self, stop: StopSignal) -> None:
         """Returns when no call is here or on its way, when the time for that is over, or when it is to end at once."""
