@@ -167,8 +167,8 @@ def _end(process: RunningProcess) -> None:
         if started_ticks(process.pid) != process.started_ticks:
             log.error("holder_not_found", pid=process.pid, why="another process has this id: same PID namespace?")
             return
-        log.error("holder_ended", pid=process.pid, why="it holds the lock and does not beat")
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        log.error("holder_ended", pid=process.pid, why="it holds the lock and does not beat")
     except ProcessLookupError:
         return  # it has ended in this moment
     except PermissionError:
